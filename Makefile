@@ -1,0 +1,45 @@
+# Each target makes .venv if it is not there and installs what it needs.
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_DIR ?= runs/sample
+BENCHMARKS := startup length_baselines
+export PYTHONHASHSEED = 0
+
+.PHONY: run test check fix bench clean
+
+run: $(VENV)/.installed
+	rm -rf $(RUN_DIR)
+	$(BIN)/uellm run sample_data/requests.jsonl --slo-file sample_data/slo.yaml -o $(RUN_DIR)
+
+test: $(VENV)/.installed-dev check
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	for name in $(BENCHMARKS); do \
+	    $(BIN)/python -m benchmarks.$$name | tee benchmarks/results/$$name.txt || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import chat, model_spec
+from uellm_cli.errors import ModelError, UsageError
+from uellm_cli.profiler import profile_requests
+from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
+from uellm_cli.profiler.lengths.prompt_length import PromptLength, fit
+from uellm_cli.profiler.table import write_profile
+from uellm_cli.types import QUANTILE_LEVELS, Request, Source
+
+CONSTANT = LENGTH_PREDICTORS.build("constant", {"quantiles": [1, 2, 3, 4, 5, 6, 7, 8]})
+
+
+class WordTokenizer:
+    """One token a word; refuses conversations with the word "forbidden"."""
+
+    source = Source.MEASURED
+
+    def count(self, requests: Sequence[Request]) -> list[int]:
+        return [len(ids) for ids in self.encode(requests)]
+
+    def encode(self, requests: Sequence[Request]) -> list[list[int]]:
+        words = [request.messages[0].content.split() for request in requests]
+        if any("forbidden" in line for line in words):
+            raise ModelError("the chat template refuses this conversation: forbidden")
+        return [[0] * len(line) for line in words]
+
+
+def test_a_profile_holds_tokens_cap_quantiles_and_cache() -> None:
+    profile = profile_requests(
+        [chat("a", "one two three")], WordTokenizer(), model_spec(), CONSTANT
+    )
+    (request,) = profile.requests
+    assert request.prompt_tokens == 3
+    assert request.max_tokens == 1024 - 3  # what the context leaves
+    assert list(request.output.tokens) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert request.kv_bytes == (3 + 6) * 4  # p90 is 6; four layers, a byte a token and layer
+
+
+@pytest.mark.parametrize(
+    ("own", "default", "cap"),
+    [(None, None, 1021), (7, None, 7), (7, 5, 7), (None, 5, 5), (5000, 5, 1021)],
+)
+def test_a_cap_is_the_request_s_own_then_the_run_s_and_never_beyond_the_context(
+    own: int | None, default: int | None, cap: int
+) -> None:
+    request = chat("a", "one two three", max_tokens=own)
+    profile = profile_requests([request], WordTokenizer(), model_spec(), CONSTANT, default)
+    assert profile.requests[0].max_tokens == cap
+    assert profile.requests[0].output.tokens[-1] <= cap
+
+
+def test_a_prompt_that_fills_the_context_is_an_invalid_request_that_says_so() -> None:
+    requests = [chat("long", "word " * 10), chat("short", "word " * 9), chat("empty", "")]
+    model = model_spec(context_tokens=10)
+    profile = profile_requests(requests, WordTokenizer(), model, CONSTANT)
+    assert [request.custom_id for request in profile.requests] == ["short"]
+    reasons = {invalid.custom_id: invalid.reason for invalid in profile.invalid}
+    assert "10 tokens leave no room" in reasons["long"]
+    assert "no tokens" in reasons["empty"]
+
+
+def test_a_conversation_that_the_template_refuses_costs_only_itself() -> None:
+    requests = [chat("a", "fine"), chat("b", "forbidden"), chat("c", "fine too")]
+    profile = profile_requests(requests, WordTokenizer(), model_spec(), CONSTANT)
+    assert [request.custom_id for request in profile.requests] == ["a", "c"]
+    assert [(i.custom_id, i.field) for i in profile.invalid] == [("b", "messages")]
+
+
+def test_the_profile_table_has_a_column_for_every_quantile(tmp_path: Path) -> None:
+    profile = profile_requests([chat("a", "one two")], WordTokenizer(), model_spec(), CONSTANT)
+    write_profile(tmp_path / "profile.parquet", profile)
+    (row,) = pq.read_table(tmp_path / "profile.parquet").to_pylist()
+    assert row["custom_id"] == "a"
+    assert row["deadline_s"] is None
+    assert [row[f"output_tokens_p{round(q * 100):02d}"] for q in QUANTILE_LEVELS] == [
+        1, 2, 3, 4, 5, 6, 7, 8,
+    ]  # fmt: skip
+
+
+def test_a_line_fitted_to_a_power_law_finds_it_again() -> None:
+    prompts = [10, 20, 40, 80, 160]
+    line = fit(prompts, [round(3 * prompt**1.0) for prompt in prompts])
+    assert line.slope == pytest.approx(1.0)
+    assert math.exp(line.intercept) == pytest.approx(3.0)
+    assert line.predict([chat("a", "")], [100], [10_000])[0].p50 == pytest.approx(300)
+
+
+def test_a_line_needs_two_different_prompt_lengths() -> None:
+    with pytest.raises(ValueError, match="two different"):
+        fit([5, 5], [1, 2])
+
+
+@pytest.mark.parametrize("quantiles", [[1, 2], [8, 7, 6, 5, 4, 3, 2, 1]])
+def test_a_constant_that_is_no_distribution_is_refused(quantiles: list[int]) -> None:
+    with pytest.raises(UsageError, match="quantiles"):
+        LENGTH_PREDICTORS.build("constant", {"quantiles": quantiles})
+
+
+@pytest.mark.parametrize("name", LENGTH_PREDICTORS.names())
+@given(rows=st.lists(st.tuples(st.integers(1, 100_000), st.integers(1, 5000)), max_size=20))
+def test_every_predictor_s_quantiles_ascend_within_one_and_the_cap(
+    name: str, rows: list[tuple[int, int]]
+) -> None:
+    requests = [chat(str(i), "text") for i, _ in enumerate(rows)]
+    prompts, caps = [prompt for prompt, _ in rows], [cap for _, cap in rows]
+    estimates = LENGTH_PREDICTORS.build(name).predict(requests, prompts, caps)
+    assert len(estimates) == len(rows)
+    for estimate, cap in zip(estimates, caps, strict=True):
+        assert list(estimate.tokens) == sorted(estimate.tokens)
+        assert 1 <= estimate.tokens[0] <= estimate.tokens[-1] <= cap
+        assert estimate.source == name
+
+
+def test_a_slope_moves_the_prediction_with_the_prompt() -> None:
+    predictor = PromptLength(intercept=0.0, slope=1.0, residuals=(0.0,) * 8)
+    short, long = predictor.predict([chat("a", ""), chat("b", "")], [10, 1000], [9999, 9999])
+    assert short.p50 == pytest.approx(10)
+    assert long.p50 == pytest.approx(1000)

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import ROOMY, profiled
+from uellm_cli.errors import UsageError
+from uellm_cli.scheduler import SCHEDULERS
+from uellm_cli.types import Budget, ProfiledRequest, Schedule
+
+# A worked example of 25 requests, r01 to r25. A candidate joins the open batch of size n, whose
+# largest value is m, when n < 10 and (value - m)·(n + 1)·1.2 <= 15000.
+LENGTHS = [100] * 12 + [4266, 7391, 9892, 16142, 20309] + [20400] * 8
+# SLO = 30000 - length, so that deadlines run against lengths; but r25, long, is due last.
+DEADLINES_S = [30000 - length for length in LENGTHS[:-1]] + [30000]
+EXAMPLE = [
+    profiled(f"r{i:02d}", output=length, deadline_s=deadline_s)
+    for i, (length, deadline_s) in enumerate(zip(LENGTHS, DEADLINES_S, strict=True), start=1)
+]
+
+
+def ids(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"r{number:02d}" for number in numbers)
+
+
+def batches_of(schedule: Schedule) -> list[tuple[str, ...]]:
+    return [batch.custom_ids for batch in schedule.batches]
+
+
+def run(name: str, requests: Sequence[ProfiledRequest], **options: object) -> Schedule:
+    return SCHEDULERS.build(name, options).schedule(requests, ROOMY)
+
+
+def test_odbs_as_published_gives_the_batches_worked_out_by_hand() -> None:
+    assert batches_of(run("odbs", EXAMPLE, variant="code")) == [
+        ids(*range(1, 11)),  # ten of length 100: full
+        # r13: (4266 - 100)·3·1.2 = 14997.6, joins; r14: (7391 - 4266)·4·1.2 = 15000, joins;
+        # r15: (9892 - 7391)·5·1.2 = 15006, does not
+        ids(11, 12, 13, 14),
+        # r16: (16142 - 9892)·2·1.2 = 15000, joins; r17: (20309 - 16142)·3·1.2 = 15001.2, does not
+        ids(15, 16),
+        ids(*range(17, 26)),  # r18: 91·2·1.2, joins; then equal lengths
+    ]
+
+
+def test_slo_dbs_as_published_gives_the_batches_worked_out_by_hand() -> None:
+    # In order of SLO: r18-r24 9600, r17 9691, r16 13858, r15 20108, r14 22609, r13 25734,
+    # r01-r12 29900, r25 30000.
+    assert batches_of(run("slo-dbs", EXAMPLE, variant="code")) == [
+        # r17: 91·8·1.2 = 873.6, joins; r16: 4167·9·1.2 = 45003.6, does not
+        ids(*range(18, 25), 17),
+        # r15: 6250·2·1.2 = 15000; r14: 2501·3·1.2 = 9003.6; r13: 3125·4·1.2 = 15000: all join;
+        # r01: 4166·5·1.2 = 24996, does not
+        ids(16, 15, 14, 13),
+        ids(*range(1, 11)),
+        ids(11, 12, 25),  # r25: 100·3·1.2 = 360, joins
+    ]
+
+
+def test_slo_odbs_as_published_gives_the_batches_worked_out_by_hand() -> None:
+    # Keys SLO + length/2: 30000 - length/2 but for r25, 40200. So longest first, r25 last; and a
+    # shorter candidate always joins, its difference being negative.
+    assert batches_of(run("slo-odbs", EXAMPLE, variant="code")) == [
+        ids(*range(18, 25), 17, 16, 15),
+        ids(14, 13, *range(1, 9)),
+        ids(9, 10, 11, 12),  # r25: (20400 - 100)·5·1.2 = 121800, does not join
+        ids(25),
+    ]
+
+
+def test_slo_dbs_as_printed_closes_a_batch_by_its_latency_term() -> None:
+    requests = [profiled(f"r{i:02d}", deadline_s=1000) for i in range(1, 6)]
+    # Joining one of n equals: T_l = (n + 1)·(1000 + 1000)·(n + 1)·1.2 = 2400·(n + 1)²:
+    # 9600 for the second, 21600 for the third.
+    schedule = run("slo-dbs", requests, variant="paper")
+    assert batches_of(schedule) == [ids(1, 2), ids(3, 4), ids(5)]
+
+
+def test_odbs_as_printed_closes_a_batch_by_its_output_term() -> None:
+    requests = [profiled(f"r{i:02d}", output=1000) for i in range(1, 6)]
+    # As above with w2 = 0.5: 1200·(n + 1)²: 10800 for the third, 19200 for the fourth.
+    schedule = run("odbs", requests, variant="paper")
+    assert batches_of(schedule) == [ids(1, 2, 3), ids(4, 5)]
+
+
+def test_slo_odbs_as_printed_adds_both_terms_and_sorts_by_deadline() -> None:
+    requests = [
+        profiled("r01", output=1000, deadline_s=1000),
+        profiled("r02", output=1000, deadline_s=900),
+        profiled("r03", output=1000, deadline_s=800),
+    ]
+    # r02 after r03: T_l = ((800 + 800) + (900 + 800))·2·1.2 = 7920,
+    # T_o = (2000 + 2000)·2·1.2 = 9600, 7920 + 0.5·9600 = 12720: joins.
+    # r01: T_l = ((800+900) + (900+900) + (1000+900))·3·1.2 = 19440 alone is too much.
+    assert batches_of(run("slo-odbs", requests, variant="paper")) == [ids(3, 2), ids(1)]
+
+
+def test_requests_without_a_deadline_come_after_those_with_one() -> None:
+    requests = [profiled("r01"), profiled("r02", deadline_s=3600), profiled("r03", deadline_s=60)]
+    assert batches_of(run("slo-dbs", requests)) == [ids(3, 2), ids(1)]
+
+
+def test_fifo_keeps_the_order_of_arrival() -> None:
+    requests = [profiled("r01", arrival_s=5), profiled("r02"), profiled("r03")]
+    assert batches_of(run("fifo", requests, batch_size=2)) == [ids(2, 3), ids(1)]
+
+
+def test_an_option_that_means_nothing_is_named_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"'fifo' has no option 'treshold'.*batch_size"):
+        SCHEDULERS.build("fifo", {"treshold": "3"})
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many"])
+def test_a_batch_size_that_is_no_size_is_refused(value: str) -> None:
+    for name in SCHEDULERS.names():
+        with pytest.raises(UsageError, match=r"batch_size|int"):
+            SCHEDULERS.build(name, {"batch_size": value})
+
+
+# --- Every scheduler -----------------------------------------------------------------------------
+
+VARIANTS = [
+    (name, options)
+    for name in SCHEDULERS.names()
+    for options in ([{}] if name == "fifo" else [{"variant": "code"}, {"variant": "paper"}])
+]
+requests_strategy = st.lists(
+    st.tuples(
+        st.integers(1, 5000),
+        st.integers(1, 2000),
+        st.none() | st.floats(0.5, 100_000),
+        st.sampled_from([0.0, 1.5]),
+    ),
+    max_size=40,
+)
+RowsOfRequests = list[tuple[int, int, float | None, float]]
+
+
+def built(rows: RowsOfRequests) -> list[ProfiledRequest]:
+    return [
+        profiled(f"r{i:02d}", output=out, prompt_tokens=prompt, deadline_s=due, arrival_s=arrival)
+        for i, (out, prompt, due, arrival) in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@given(rows=requests_strategy, kv_bytes=st.integers(1, 20_000), rows_at_a_time=st.integers(1, 12))
+def test_every_scheduler_places_each_request_once_and_keeps_the_budget(
+    name: str, options: dict[str, str], rows: RowsOfRequests, kv_bytes: int, rows_at_a_time: int
+) -> None:
+    requests = built(rows)
+    by_id = {request.custom_id: request for request in requests}
+    budget = Budget(kv_bytes, rows_at_a_time)
+    schedule = SCHEDULERS.build(name, options).schedule(requests, budget)
+
+    placed = [custom_id for batch in schedule.batches for custom_id in batch.custom_ids]
+    assert sorted([*placed, *schedule.oversized]) == sorted(by_id)
+    assert [batch.batch_id for batch in schedule.batches] == list(range(len(schedule.batches)))
+    for batch in schedule.batches:
+        members = [by_id[custom_id] for custom_id in batch.custom_ids]
+        prompt = max(member.prompt_tokens for member in members)
+        answer = max(member.output.p90 for member in members)
+        assert 0 < len(members) <= rows_at_a_time
+        assert len(members) * (prompt + answer) <= kv_bytes  # one byte a token
+    for custom_id in schedule.oversized:
+        assert by_id[custom_id].kv_bytes > kv_bytes
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@given(rows=requests_strategy, seed=st.integers(0, 1000))
+def test_every_scheduler_goes_by_what_requests_are_not_by_their_names(
+    name: str, options: dict[str, str], rows: RowsOfRequests, seed: int
+) -> None:
+    requests = built(rows)
+    names = [f"x{i}" for i in range(len(requests))]
+    Random(seed).shuffle(names)
+    new_name = {request.custom_id: name for request, name in zip(requests, names, strict=True)}
+    renamed = [
+        profiled(
+            new_name[r.custom_id],
+            output=r.output.p50,
+            prompt_tokens=r.prompt_tokens,
+            deadline_s=r.slo.deadline_s,
+            arrival_s=r.arrival_s,
+        )
+        for r in requests
+    ]
+    expected = [
+        tuple(new_name[custom_id] for custom_id in batch)
+        for batch in batches_of(run(name, requests, **options))
+    ]
+    assert batches_of(run(name, renamed, **options)) == expected

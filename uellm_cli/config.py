@@ -1,0 +1,36 @@
+"""What a user can ask for, in one type: the flags of the commands, parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A variant by its registered name, and its options as given."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides a plan and a run; kept in `run.json`, where a resume finds it.
+
+    `model` is None for the bundled one. `max_batch` is the most rows that run at a time.
+    """
+
+    predictor: Choice
+    scheduler: Choice
+    placement: Choice
+    engine: Choice
+    requests: tuple[str, ...] = ()
+    slo_file: str | None = None
+    model: str | None = None
+    topology: str | None = None
+    max_tokens: int | None = None
+    max_batch: int = 16
+    limit: int | None = None
+    strict: bool = False
+    seed: int = 0

@@ -1,0 +1,52 @@
+"""Engines: what turns batches of token ids into answers. One file and one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from uellm_cli.clock import Clock
+from uellm_cli.registry import Registry
+from uellm_cli.types import Engine, StepTimes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineContext:
+    """What an engine is started with.
+
+    `started_s` is the run's start on `clock`; an engine's timings count from it. `device_map` is
+    an explicit one, a device for each module name; its GPUs are numbered as `visible_devices`
+    (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them.
+    """
+
+    model: str
+    device_map: Mapping[str, str | int]
+    visible_devices: str | None
+    clock: Clock
+    started_s: float
+    step_times: StepTimes
+    seed: int
+
+
+class EngineFactory(Protocol):
+    """A variant's options, from which a loaded engine is made.
+
+    `in_virtual_time` engines move a `VirtualClock` instead of letting time pass.
+    """
+
+    in_virtual_time: ClassVar[bool]
+
+    def start(self, context: EngineContext) -> Engine:
+        """Loads what it needs; EngineError (or ModelError) when that cannot be done."""
+        ...
+
+
+ENGINES: Registry[EngineFactory] = Registry(
+    "engine",
+    {
+        "simulated": "uellm_cli.engines.simulated:Simulated",
+        "static": "uellm_cli.engines.static:Static",
+    },
+)
+DEFAULT_ENGINE = "static"

@@ -1,0 +1,104 @@
+"""Results: what an engine handed back, joined with what was promised and predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from uellm_cli.report.blame import blame_for
+from uellm_cli.timing.simulator import alone_s
+from uellm_cli.types import (
+    Blame,
+    Completion,
+    Failure,
+    InvalidRequest,
+    ModelSpec,
+    ProfiledRequest,
+    Request,
+    Result,
+    StepTimes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request that is to be answered: its text and its profile."""
+
+    request: Request
+    profiled: ProfiledRequest
+
+
+def finished(
+    work: Work, completion: Completion, model: ModelSpec, step: StepTimes, loaded_s: float
+) -> Result:
+    """The row of a request that the engine is done with. `loaded_s` is when it could start."""
+    profiled = work.profiled
+    result = Result(
+        custom_id=profiled.custom_id,
+        slo_class=profiled.slo.name,
+        batch_id=completion.batch_id,
+        prompt_tokens=profiled.prompt_tokens,
+        predicted_tokens_p50=profiled.output.p50,
+        predicted_tokens_p90=profiled.output.p90,
+        output_tokens=completion.output_tokens,
+        kv_bytes=model.kv_bytes(profiled.prompt_tokens + completion.output_tokens),
+        deadline_s=_deadline_s(profiled),
+        arrival_s=profiled.arrival_s,
+        blame=Blame.NONE,
+        endpoint=work.request.endpoint,
+        ttft_slo_s=profiled.slo.ttft_s,
+        tpot_slo_s=profiled.slo.tpot_s,
+        timing=completion.timing,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        failure=completion.failure,
+        source=work.request.source,
+    )
+    own_s = _alone_s(profiled, completion, step)
+    waited_s = max(0.0, loaded_s - profiled.arrival_s)
+    return replace(result, blame=blame_for(result, alone_s=waited_s + own_s))
+
+
+def refused(invalid: InvalidRequest) -> Result:
+    """The row of a line that is no request."""
+    return Result(
+        custom_id=invalid.custom_id or str(invalid.source),
+        slo_class="invalid",
+        batch_id=None,
+        prompt_tokens=0,
+        predicted_tokens_p50=None,
+        predicted_tokens_p90=None,
+        output_tokens=0,
+        kv_bytes=0,
+        deadline_s=None,
+        arrival_s=0.0,
+        blame=Blame.ERROR,
+        failure=Failure("invalid_request", invalid.reason, invalid.field),
+        source=invalid.source,
+    )
+
+
+def too_large(work: Work) -> Completion:
+    """Stands for the engine's answer to a request that no batch within the budget can hold."""
+    return Completion(
+        custom_id=work.profiled.custom_id,
+        batch_id=None,
+        failure=Failure(
+            "out_of_memory",
+            f"its KV cache of {work.profiled.kv_bytes / 1e6:.1f} MB is more than the placement "
+            "leaves for one request; use more devices or a lower max_tokens",
+        ),
+    )
+
+
+def _deadline_s(profiled: ProfiledRequest) -> float | None:
+    due = profiled.finish_by_s
+    return None if due is None else due - profiled.arrival_s
+
+
+def _alone_s(profiled: ProfiledRequest, completion: Completion, step: StepTimes) -> float:
+    predicted_s = alone_s(profiled, completion.output_tokens, step)
+    timing = completion.timing
+    if timing is None:
+        return predicted_s
+    # The time model may be off; what it took among others bounds what it takes alone.
+    return min(predicted_s, timing.answered_s - timing.prefill_s)

@@ -1,0 +1,1 @@
+"""What a model is without its weights: shape, bytes of weights and KV cache, tokens."""

@@ -1,0 +1,93 @@
+"""`latency.parquet`: one row per request, with the columns of `LatencyRow`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uellm_cli.errors import RunDirectoryError
+from uellm_cli.report.rows import LatencyRow
+from uellm_cli.types import Blame, FinishReason
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_COLUMNS = tuple(field.name for field in fields(LatencyRow))
+
+
+def write_latency_table(path: Path, rows: Sequence[LatencyRow]) -> None:
+    """Writes `rows` in their order; `path` holds the old table or the new one, never a part.
+
+    Raises OSError where the folder cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Columns of a schema, not of the values: a column that is null throughout keeps its type.
+    columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
+    table = pa.Table.from_pydict(columns, schema=_schema())
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with unfinished.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            # Without it a power failure can leave the new name on an empty file.
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_latency_table(path: Path) -> list[LatencyRow]:
+    """The rows of a table that `write_latency_table` wrote, in order; further columns are ignored.
+
+    Raises RunDirectoryError, naming the file, if there is no such table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # The bytes are read here because pyarrow would take a folder for a partitioned table.
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        return list(_rows(table.select(_COLUMNS).cast(_schema())))
+    except (OSError, KeyError, ValueError) as error:
+        # pa.ArrowInvalid is a ValueError; a value that is no Blame is one too.
+        raise RunDirectoryError(f"{path} is no readable latency table: {error}") from error
+
+
+def _rows(table: pa.Table) -> Iterator[LatencyRow]:
+    for row in table.to_pylist():
+        reason = row["finish_reason"]
+        row["blame"] = Blame(row["blame"])
+        row["finish_reason"] = None if reason is None else FinishReason(reason)
+        yield LatencyRow(**row)
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("custom_id", pa.string(), nullable=False),
+            pa.field("slo_class", pa.string(), nullable=False),
+            pa.field("batch_id", pa.int64()),
+            pa.field("replica", pa.int64()),
+            pa.field("queue_s", pa.float64()),
+            pa.field("ttft_s", pa.float64()),
+            pa.field("tpot_s", pa.float64()),
+            pa.field("e2e_s", pa.float64()),
+            pa.field("deadline_s", pa.float64()),
+            pa.field("met", pa.bool_()),
+            pa.field("blame", pa.string(), nullable=False),
+            pa.field("prompt_tokens", pa.int64(), nullable=False),
+            pa.field("predicted_tokens_p50", pa.float64()),
+            pa.field("predicted_tokens_p90", pa.float64()),
+            pa.field("output_tokens", pa.int64(), nullable=False),
+            pa.field("kv_bytes", pa.int64(), nullable=False),
+            pa.field("finish_reason", pa.string()),
+            pa.field("error", pa.string()),
+        ]
+    )

@@ -1,0 +1,586 @@
+"""The nouns that every part of uellm shares. Imports nothing of the project.
+
+All are frozen: a stage makes new values of what it is given. Units are in the names: `_s` seconds,
+`_bytes` bytes, `_tokens` tokens. A "request's start" is the run's start (or its `arrival_s`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+# --- Requests ------------------------------------------------------------------------------------
+
+
+class Endpoint(StrEnum):
+    """How a request's text becomes tokens: through the chat template, or as it is."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How an answer is drawn. None means: as the model's own generation config says."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Anchor(StrEnum):
+    """What a deadline counts from."""
+
+    REQUEST = "request"
+    RUN = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """A promise: the answer within `deadline_s`, its first token within `ttft_s`, and so on."""
+
+    name: str = "default"
+    deadline_s: float | None = None
+    anchor: Anchor = Anchor.REQUEST
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    weight: float = 1.0
+
+    def latest_finish_s(self, arrival_s: float) -> float | None:
+        """Seconds from the run's start by which the answer is due; None without a deadline."""
+        if self.deadline_s is None:
+            return None
+        return self.deadline_s + (arrival_s if self.anchor is Anchor.REQUEST else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """Where a request was read: a file's name as given, and its line or row, from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One valid request; either `messages` or `prompt` holds its text.
+
+    `slo` is what the request's own line promises; None leaves it to the SLO file's rules.
+    """
+
+    custom_id: str
+    endpoint: Endpoint
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    sampling: SamplingParams = SamplingParams()
+    slo: SLO | None = None
+    arrival_s: float = 0.0
+    metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    source: SourceLine = SourceLine("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidRequest:
+    """A line that is no request, and why; it becomes a row of `errors.jsonl`."""
+
+    source: SourceLine
+    field: str
+    reason: str
+    custom_id: str | None = None
+
+
+# --- Profile -------------------------------------------------------------------------------------
+
+QUANTILE_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthEstimate:
+    """A distribution of output lengths: one value in tokens for each of `QUANTILE_LEVELS`."""
+
+    tokens: tuple[float, ...]
+    source: str
+
+    def at(self, level: float) -> float:
+        """The quantile at `level`, linear between the stored ones and flat beyond them."""
+        if level <= QUANTILE_LEVELS[0]:
+            return self.tokens[0]
+        for i in range(1, len(QUANTILE_LEVELS)):
+            low, high = QUANTILE_LEVELS[i - 1], QUANTILE_LEVELS[i]
+            if level <= high:
+                share = (level - low) / (high - low)
+                return self.tokens[i - 1] + share * (self.tokens[i] - self.tokens[i - 1])
+        return self.tokens[-1]
+
+    @property
+    def p50(self) -> float:
+        return self.at(0.5)
+
+    @property
+    def p90(self) -> float:
+        return self.at(0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledRequest:
+    """All that planning knows of a request; its text is not needed any more.
+
+    `max_tokens` is the cap that will be enforced: the user's, or what the context leaves.
+    `finish_by_s` counts from the run's start and is None without a deadline. `kv_bytes` is the KV
+    cache at the 0.9 quantile of its length.
+    """
+
+    custom_id: str
+    prompt_tokens: int
+    max_tokens: int
+    output: LengthEstimate
+    kv_bytes: int
+    slo: SLO = SLO()
+    arrival_s: float = 0.0
+
+    @property
+    def finish_by_s(self) -> float | None:
+        return self.slo.latest_finish_s(self.arrival_s)
+
+
+class LengthPredictor(Protocol):
+    """Says how long answers will be, before any is made."""
+
+    def predict(
+        self, requests: Sequence[Request], prompt_tokens: Sequence[int], max_tokens: Sequence[int]
+    ) -> list[LengthEstimate]:
+        """One estimate for each request, in order, within [1, max_tokens] of that request."""
+        ...
+
+
+# --- Models --------------------------------------------------------------------------------------
+
+
+class Source(StrEnum):
+    """How a number came to be known, from the most to the least believable."""
+
+    MEASURED = "measured"
+    CALIBRATED = "calibrated"
+    SPECIFIED = "specified"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One transformer layer.
+
+    `active_bytes` are the weights that one token reads (a mixture of experts reads only some).
+    The KV cache grows by `kv_bytes_per_token` up to `kv_window_tokens` (None: without end), on top
+    of `state_bytes` that every sequence takes whatever its length.
+    """
+
+    weight_bytes: int
+    active_bytes: int
+    kv_bytes_per_token: int
+    kv_window_tokens: int | None = None
+    state_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a model is without its weights; `dtype_bytes` is what a layer's weight takes, stored."""
+
+    name: str
+    architecture: str
+    dtype_bytes: float
+    hidden_size: int
+    vocab_size: int
+    context_tokens: int
+    layers: tuple[LayerSpec, ...]
+    embedding_bytes: int
+    head_bytes: int
+    norm_bytes: int
+    weight_source: Source
+    num_kv_heads: int
+    is_moe: bool = False
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights; a head tied to the embedding is counted once (`head_bytes` is 0 then)."""
+        layers = sum(layer.weight_bytes for layer in self.layers)
+        return layers + self.embedding_bytes + self.head_bytes + self.norm_bytes
+
+    def kv_bytes(self, tokens: int) -> int:
+        """KV cache of one sequence of `tokens` tokens, over all layers."""
+        return sum(layer_kv_bytes(layer, tokens) for layer in self.layers)
+
+
+def layer_kv_bytes(layer: LayerSpec, tokens: int) -> int:
+    """KV cache that one sequence of `tokens` tokens takes in `layer`."""
+    window = layer.kv_window_tokens
+    kept = tokens if window is None else min(tokens, window)
+    return layer.state_bytes + layer.kv_bytes_per_token * kept
+
+
+# --- Hardware ------------------------------------------------------------------------------------
+
+
+class DeviceKind(StrEnum):
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One place that can hold layers. Rates are peaks; `bandwidth` is of its own memory."""
+
+    id: str
+    name: str
+    kind: DeviceKind
+    memory_bytes: int
+    free_bytes: int
+    bandwidth_bytes_per_s: float
+    flops_per_s: float
+    rate_source: Source
+    compute_capability: str | None = None
+    numa_node: int | None = None
+    pci_id: str | None = None
+    uuid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The path between two devices; `bytes_per_s` is one way."""
+
+    a: str
+    b: str
+    type: str
+    bytes_per_s: float
+    latency_s: float
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A machine's devices and the links between them; `notes` say what was assumed."""
+
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...]
+    origin: str
+    notes: tuple[str, ...] = ()
+
+    def link(self, a: str, b: str) -> Link | None:
+        """The link between two devices in either direction, None if none is known."""
+        for link in self.links:
+            if {link.a, link.b} == {a, b}:
+                return link
+        return None
+
+
+# --- Time ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of one engine step (DESIGN.md, decision 2).
+
+    fixed_s + per_prefill_token_s·(prompt tokens computed) + per_sequence_s·(rows)
+    + per_cached_token_s·(tokens of KV read)
+    """
+
+    fixed_s: float
+    per_prefill_token_s: float
+    per_sequence_s: float
+    per_cached_token_s: float
+    source: Source
+
+    def prefill_s(self, rows: int, prompt_tokens: int) -> float:
+        """A step that computes `rows` prompts, padded to `prompt_tokens` each."""
+        return (
+            self.fixed_s
+            + self.per_prefill_token_s * rows * prompt_tokens
+            + self.per_sequence_s * rows
+        )
+
+    def decode_s(self, rows: int, prompt_tokens: int, steps: int) -> float:
+        """`steps` decode steps of `rows` sequences that start at `prompt_tokens` cached each."""
+        if steps <= 0:
+            return 0.0
+        cached = rows * (steps * prompt_tokens + steps * (steps + 1) / 2)
+        return (
+            steps * (self.fixed_s + self.per_sequence_s * rows) + self.per_cached_token_s * cached
+        )
+
+
+# --- Plans ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a schedule may take: KV cache bytes over all devices, and rows at a time."""
+
+    kv_bytes: int
+    max_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    batch_id: int
+    custom_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Batches in the order in which they run; `oversized` can never fit the budget."""
+
+    algorithm: str
+    batches: tuple[Batch, ...]
+    oversized: tuple[str, ...] = ()
+
+
+class Scheduler(Protocol):
+    """Orders and batches profiled requests. A pure function of its arguments."""
+
+    def schedule(self, requests: Sequence[ProfiledRequest], budget: Budget) -> Schedule:
+        """Every request in exactly one batch, or in `oversized`; no batch beyond the budget."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive layers [first_layer, last_layer) on one device."""
+
+    device_id: str
+    first_layer: int
+    last_layer: int
+    weight_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One full copy of the model."""
+
+    stages: tuple[Stage, ...]
+    tensor_parallel_degree: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the model's layers go, and what a decode step over `rows` sequences would take.
+
+    `step_s` is the time-model's figure for one decode step through all stages.
+    """
+
+    algorithm: str
+    model: str
+    replicas: tuple[Replica, ...]
+    rows: int
+    step_s: float
+    step_source: Source
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        return tuple(stage.device_id for replica in self.replicas for stage in replica.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What placement has to make room for: the requests' size, and rows at a time."""
+
+    sequences: int
+    tokens_per_sequence: int
+    longest_tokens: int
+
+
+class PlacementAlgorithm(Protocol):
+    """Puts a model's layers on devices. A pure function of its arguments."""
+
+    def place(self, model: ModelSpec, topology: Topology, workload: Workload) -> Placement:
+        """A placement that holds weights and the workload's KV cache.
+
+        Raises PlacementError, naming what is missing, when there is none.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClassVerdict:
+    """What is predicted for one SLO class."""
+
+    name: str
+    requests: int
+    late: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a schedule is predicted to lead to, before anything runs."""
+
+    makespan_s: float
+    late: int
+    classes: tuple[ClassVerdict, ...]
+    step_source: Source
+    first_late: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All decisions of a run, made before the model is loaded."""
+
+    model: ModelSpec
+    topology: Topology
+    budget: Budget
+    placement: Placement
+    schedule: Schedule
+    step_times: StepTimes
+    verdict: Verdict
+
+
+# --- Execution -----------------------------------------------------------------------------------
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Blame(StrEnum):
+    """Why a promise was broken."""
+
+    NONE = "none"
+    INFEASIBLE = "infeasible"
+    QUEUED = "queued"
+    MISPREDICTED = "mispredicted"
+    STRAGGLER = "straggler"
+    PREEMPTED = "preempted"
+    OUT_OF_MEMORY = "out_of_memory"
+    ERROR = "error"
+    EXPIRED = "expired"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTiming:
+    """Moments of one request, in seconds from the run's start.
+
+    `answered_s` is when its own last token was made; `finished_s` is when it was handed back,
+    which in a static batch is when the batch's longest member ended.
+    """
+
+    prefill_s: float
+    first_token_s: float
+    answered_s: float
+    finished_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request as an engine takes it. `output` is None where nothing was predicted."""
+
+    custom_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams
+    output: LengthEstimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBatch:
+    batch_id: int
+    requests: tuple[EngineRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request has no answer: a short code, a sentence, and the field it is about, if any."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine hands back for one request: an answer, or a failure."""
+
+    custom_id: str
+    batch_id: int | None
+    timing: RequestTiming | None = None
+    text: str = ""
+    output_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    failure: Failure | None = None
+
+
+class Engine(Protocol):
+    """A loaded model that answers batches."""
+
+    def run(self, batches: Iterator[EngineBatch]) -> Iterator[Completion]:
+        """Pulls work when there is room for it, and yields each request once, when it is done.
+
+        A failure that belongs to single requests is a Completion with `failure`; EngineError ends
+        the run.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One request's row in the run's files: the truth that everything else is derived from."""
+
+    custom_id: str
+    slo_class: str
+    batch_id: int | None
+    prompt_tokens: int
+    predicted_tokens_p50: float | None
+    predicted_tokens_p90: float | None
+    output_tokens: int
+    kv_bytes: int
+    deadline_s: float | None
+    arrival_s: float
+    blame: Blame
+    endpoint: Endpoint | None = None
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    timing: RequestTiming | None = None
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    failure: Failure | None = None
+    source: SourceLine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """How a run came about; `run.json`. `duration_s` is None until the run has come to an end."""
+
+    run_id: str
+    command: tuple[str, ...]
+    started: datetime
+    model: str
+    bundled_model: bool
+    engine: str
+    scheduler: str
+    seed: int
+    versions: Mapping[str, str]
+    machine: Mapping[str, str | int]
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
+    duration_s: float | None = None
