@@ -68,7 +68,7 @@ def test_modules_have_their_familys_names(
 ) -> None:
     model = replace(a_model((1000, 1000)), architecture=architecture)
     mapped = device_map(split, model, machine)
-    assert (mapped[first], mapped[layer], mapped[last]) == positions(split, 0, 0, 1)
+    assert (mapped[first], mapped[layer], mapped[last]) == (0, 0, 1)
     assert export_notes(model) == ()
 
 
@@ -90,8 +90,7 @@ def test_gpus_are_numbered_as_the_exported_variable_shows_them(
     )
     expected = ",".join(f"GPU-{name}" for name in split.device_ids)
     assert cuda_visible_devices(split, with_uuids) == expected
-    assert tuple(max_memory(split, machine)) == positions(split, 0, 1)
-    # Started with that variable, a process numbers them from 0.
+    assert list(max_memory(split, machine)) == [0, 1]
     document = placement_document(split, a_model((1000, 1000)), machine)
     assert document["device_map"]["model.layers.0"] == 0
     assert document["device_map"]["lm_head"] == 1

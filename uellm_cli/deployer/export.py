@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from uellm_cli.types import DeviceKind, ModelSpec, Placement, Topology
@@ -67,8 +67,9 @@ _LLAMA_LIKE = re.compile(
 def device_map(placement: Placement, model: ModelSpec, topology: Topology) -> dict[str, DeviceName]:
     """The device of each module of the first replica, for transformers' `from_pretrained`.
 
-    A GPU's number is its position among the topology's GPUs, which is torch's own in a process
-    that sees just these. A tied head is mapped to the last stage like any other.
+    GPUs are numbered in the placement's order, as a process sees them that is started with
+    `cuda_visible_devices`: CUDA's own order need not be NVML's. A tied head is mapped to the last
+    stage like any other.
     """
     names = _module_names(model.architecture) or _LLAMA
     devices = _device_names(placement, topology)
@@ -112,12 +113,7 @@ def export_notes(model: ModelSpec) -> tuple[str, ...]:
 def placement_document(
     placement: Placement, model: ModelSpec, topology: Topology
 ) -> dict[str, Any]:
-    """All of a placement for JSON: bytes by kind and device, times, maps and notes.
-
-    Its `device_map` and `max_memory` number GPUs as a process sees them that is started with its
-    `CUDA_VISIBLE_DEVICES`.
-    """
-    shown = _only_used(topology, placement)
+    """All of a placement for JSON: bytes by kind and device, times, maps and notes."""
     devices = {device.id: device for device in topology.devices}
     return {
         "algorithm": placement.algorithm,
@@ -149,8 +145,8 @@ def placement_document(
         ],
         "topology": topology.origin,
         "CUDA_VISIBLE_DEVICES": cuda_visible_devices(placement, topology),
-        "device_map": device_map(placement, model, shown),
-        "max_memory": {str(name): size for name, size in max_memory(placement, shown).items()},
+        "device_map": device_map(placement, model, topology),
+        "max_memory": {str(name): size for name, size in max_memory(placement, topology).items()},
         "notes": [*placement.notes, *topology.notes, *export_notes(model)],
     }
 
@@ -167,10 +163,6 @@ def _module_names(architecture: str) -> ModuleNames | None:
 
 
 def _device_names(placement: Placement, topology: Topology) -> dict[str, DeviceName]:
-    gpus = [device.id for device in topology.devices if device.kind is DeviceKind.CUDA]
+    kinds = {device.id: device.kind for device in topology.devices}
+    gpus = [name for name in placement.device_ids if kinds[name] is DeviceKind.CUDA]
     return {name: gpus.index(name) if name in gpus else "cpu" for name in placement.device_ids}
-
-
-def _only_used(topology: Topology, placement: Placement) -> Topology:
-    devices = {device.id: device for device in topology.devices}
-    return replace(topology, devices=tuple(devices[name] for name in placement.device_ids))
