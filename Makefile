@@ -27,6 +27,7 @@ fix: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev
+	mkdir -p benchmarks/results
 	for name in $(BENCHMARKS); do \
 	    $(BIN)/python -m benchmarks.$$name | tee benchmarks/results/$$name.txt; \
 	done

@@ -30,7 +30,7 @@ class Settings:
     model: str | None = None
     topology: str | None = None
     max_tokens: int | None = None
-    max_batch: int = 16
+    max_batch: int = 10
     limit: int | None = None
     strict: bool = False
     seed: int = 0

@@ -65,5 +65,9 @@ class JournalError(UellmError):
     """The journal cannot be written or holds records that contradict each other."""
 
 
+class OutputError(UellmError):
+    """A file that was asked for, or that a run needs, cannot be written."""
+
+
 class EngineError(UellmError):
     """An engine cannot start, or broke in a way that its requests cannot survive."""

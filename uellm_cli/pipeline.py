@@ -7,23 +7,26 @@ decides is in its own room.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from uellm_cli.atomic import write_json
 from uellm_cli.clock import Clock, VirtualClock
 from uellm_cli.config import Settings
 from uellm_cli.deployer import PLACEMENTS
 from uellm_cli.deployer.budget import plan_budget, workload_of
 from uellm_cli.deployer.export import cuda_visible_devices, device_map
-from uellm_cli.engines import ENGINES, EngineContext, EngineFactory
-from uellm_cli.errors import ExitCode, RequestFileError
+from uellm_cli.deployer.memory import MemoryRules
+from uellm_cli.deployer.verify import check_placement
+from uellm_cli.engines import ENGINES, EngineContext
+from uellm_cli.errors import ExitCode, PlacementError, RequestFileError, RunDirectoryError
 from uellm_cli.executor import run_directory as files
-from uellm_cli.executor.execute import Progress, RunTimer, execute
-from uellm_cli.executor.journal import Journal, read_records
-from uellm_cli.executor.results import Work, refused
+from uellm_cli.executor.execute import Encode, Progress, RunTimer, execute
+from uellm_cli.executor.journal import Journal, Record, read_records
+from uellm_cli.executor.results import Work, not_run, refused
 from uellm_cli.executor.run_directory import ResultFiles
 from uellm_cli.executor.run_info import new_run, resumed_run
 from uellm_cli.hardware import detect_topology, load_topology
@@ -37,7 +40,7 @@ from uellm_cli.report.json_report import report_document
 from uellm_cli.report.metrics import RunReport, summarise
 from uellm_cli.report.parquet import read_latency_table, write_latency_table
 from uellm_cli.report.rows import latency_row
-from uellm_cli.requests import load_slo_rules, read_all
+from uellm_cli.requests import load_slo_rules, read_all, request_hash
 from uellm_cli.scheduler import SCHEDULERS
 from uellm_cli.timing.loading import loading_s
 from uellm_cli.timing.roofline import step_times
@@ -62,7 +65,7 @@ UNKNOWN_WORKLOAD_TOKENS = 2048
 class Observer(Protocol):
     """Who watches a run; the command line draws what it is told."""
 
-    def on_read(self, valid: int, invalid: int) -> None: ...
+    def on_read(self, info: RunInfo, valid: int, invalid: int) -> None: ...
 
     def on_plan(self, plan: Plan) -> None: ...
 
@@ -86,10 +89,9 @@ class RunOutcome:
 
     info: RunInfo
     report: RunReport
-    interrupted: bool
 
     def exit_code(self, fail_on_slo_miss: bool) -> ExitCode:
-        if self.interrupted:
+        if self.info.interrupted:
             return ExitCode.INTERRUPTED
         if self.report.totals.failed:
             return ExitCode.SOME_REQUESTS_FAILED
@@ -117,12 +119,15 @@ def profile(settings: Settings, started: datetime) -> Profiled:
 
 def plan(settings: Settings, started: datetime) -> tuple[Profiled, Plan]:
     """Profiles, then decides everything: budget, order, placement, and the verdict on them."""
+    _refuse_unknown_variants(settings)
     profiled = profile(settings, started)
     return profiled, plan_for(settings, profiled.model, profiled.profile.requests)
 
 
-def plan_for(settings: Settings, model: ModelSpec, requests: Sequence[ProfiledRequest]) -> Plan:
-    """Decides for requests that are profiled already.
+def plan_for(
+    settings: Settings, model: ModelSpec, requests: Sequence[ProfiledRequest], elapsed_s: float = 0
+) -> Plan:
+    """Decides for requests that are profiled already, `elapsed_s` after the run's start.
 
     The placement comes first: it makes room for the requests' size, and what room there is for
     their KV cache is the budget that the schedule has to keep (docs/adr/0004).
@@ -133,10 +138,13 @@ def plan_for(settings: Settings, model: ModelSpec, requests: Sequence[ProfiledRe
 
     workload = workload_of(requests, settings.max_batch)
     placement = algorithm.place(model, topology, workload)
-    budget = plan_budget(model, topology, placement)
+    if problems := check_placement(placement, model, topology):
+        raise PlacementError(f"{settings.placement.name} does not hold: {'; '.join(problems)}")
+    rules = algorithm if isinstance(algorithm, MemoryRules) else None
+    budget = plan_budget(model, topology, placement, rules)
     schedule = scheduler.schedule(requests, budget)
     step = step_times(model, topology, placement)
-    verdict = judge(schedule, requests, step, start_s=loading_s(model))
+    verdict = judge(schedule, requests, step, start_s=elapsed_s + loading_s(model))
     return Plan(model, topology, budget, placement, schedule, step, verdict)
 
 
@@ -169,43 +177,48 @@ def run(
     with files.opened(directory, resume) as journal:
         if resume:
             settings, info = resumed_run(settings, directory)
-        else:
-            settings, info = new_run(settings, model_of(settings), directory, sys.argv, started)
+        _refuse_unknown_variants(settings)
+        factory = ENGINES.build(settings.engine.name, settings.engine.options)
+        if not resume:
+            settings, info = new_run(
+                settings, model_of(settings), factory.in_virtual_time, directory, sys.argv, started
+            )
         profiled = profile(settings, info.started)
-        observer.on_read(len(profiled.profile.requests), len(profiled.invalid))
+        observer.on_read(info, len(profiled.profile.requests), len(profiled.invalid))
         work = _unanswered(profiled, journal)
 
-        factory = ENGINES.build(settings.engine.name, settings.engine.options)
-        timer = _timer(factory, clock, info)
-        interrupted = False
+        timer = _timer(clock, info, journal)
         refusals = [refused(invalid) for invalid in profiled.invalid]
-        files.write_json(directory / files.RUN, info)
+        write_json(directory / files.RUN, info)
         with ResultFiles.open(directory, info, journal, refusals) as sink:
             if work:
-                decided = plan_for(settings, profiled.model, [w.profiled for w in work.values()])
-                files.write_json(directory / files.PLAN, decided)
+                decided = plan_for(
+                    settings,
+                    profiled.model,
+                    [member.profiled for member in work.values()],
+                    timer.began_s,
+                )
+                write_json(directory / files.PLAN, decided)
                 observer.on_plan(decided)
                 try:
                     engine = factory.start(_engine_context(settings, decided, timer))
-                    execute(
-                        decided, work, profiled.tokenizer, engine, sink, timer, observer.on_progress
-                    )
+                    encode = _encoder(profiled.tokenizer, info)
+                    execute(decided, work, encode, engine, sink, timer, observer.on_progress)
                 except KeyboardInterrupt:
-                    interrupted = True
-        figures = _conclude(directory, info, sink.results, timer.elapsed_s())
-        return RunOutcome(info, figures, interrupted)
+                    info = replace(info, interrupted=True)
+        rows = [*sink.results, *_rows_of_unanswered(work, sink.results, profiled.model)]
+        return RunOutcome(info, _conclude(directory, info, rows, timer.elapsed_s()))
 
 
 def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, RunReport]:
-    """The figures of a run from its directory alone; of one that was cut off, from its journal."""
+    """The figures of a run from its directory alone; of one that was killed, from its journal."""
     info = files.read_run_info(directory)
     if info.duration_s is not None:
         rows = read_latency_table(directory / files.LATENCY)
         return info, summarise(rows, info.duration_s, goodput)
     records, _ = read_records(directory / files.JOURNAL)
     rows = [latency_row(record.result) for record in records]
-    finished = (r.result.timing.finished_s for r in records if r.result.timing is not None)
-    return info, summarise(rows, max(finished, default=0.0), goodput)
+    return info, summarise(rows, _latest_s(records), goodput)
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -217,7 +230,10 @@ def topology_of(settings: Settings) -> Topology:
 
 def model_of(settings: Settings) -> str:
     """The model that was asked for, else the bundled one's folder."""
-    return str(bundled_model()) if settings.model is None else settings.model
+    if settings.model is None:
+        return str(bundled_model())
+    is_home = settings.model.startswith("~")
+    return str(Path(settings.model).expanduser()) if is_home else settings.model
 
 
 def _read_requests(
@@ -241,10 +257,26 @@ def _refuse_if_strict(settings: Settings, invalid: Sequence[InvalidRequest]) -> 
         )
 
 
+def _refuse_unknown_variants(settings: Settings) -> None:
+    """UsageError for a name or an option that means nothing, before any file is read."""
+    LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options)
+    SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
+    PLACEMENTS.build(settings.placement.name, settings.placement.options)
+
+
 def _unanswered(profiled: Profiled, journal: Journal) -> dict[str, Work]:
-    """The requests that the journal has no result for, by id."""
+    """The requests that the journal has no result for, by id.
+
+    Raises RunDirectoryError when a result there answers another request than the one of its id.
+    """
     texts = {request.custom_id: request for request in profiled.requests}
-    done = {record.result.custom_id for record in journal.records}
+    done = {record.result.custom_id: record.request_hash for record in journal.records}
+    for custom_id, asked in done.items():
+        if custom_id not in texts or request_hash(texts[custom_id]) != asked:
+            raise RunDirectoryError(
+                f"the journal's answer to {custom_id!r} is to another request than the input's; "
+                "run anew in another directory"
+            )
     return {
         known.custom_id: Work(texts[known.custom_id], known)
         for known in profiled.profile.requests
@@ -252,12 +284,39 @@ def _unanswered(profiled: Profiled, journal: Journal) -> dict[str, Work]:
     }
 
 
-def _timer(factory: EngineFactory, clock: Clock, info: RunInfo) -> RunTimer:
-    """Time since the run's first start, on the clock that its engine lives by."""
-    if factory.in_virtual_time:
-        clock = VirtualClock(clock.wall())
-    before_s = (clock.wall() - info.started).total_seconds()
-    return RunTimer(clock, clock.now_s() - before_s)
+def _rows_of_unanswered(
+    work: Mapping[str, Work], results: Sequence[Result], model: ModelSpec
+) -> list[Result]:
+    """Rows for what an interrupted run has left undone."""
+    done = {result.custom_id for result in results}
+    left = (member for custom_id, member in work.items() if custom_id not in done)
+    return [not_run(member, model) for member in left]
+
+
+def _timer(clock: Clock, info: RunInfo, journal: Journal) -> RunTimer:
+    """Time since the run's first start, on the clock that its engine lives by.
+
+    Simulated time begins at 0, and for a resumed run where the last answer was.
+    """
+    if info.simulated:
+        began_s = _latest_s(journal.records)
+        clock = VirtualClock(info.started + timedelta(seconds=began_s))
+        return RunTimer(clock, clock.now_s() - began_s, began_s)
+    elapsed_s = (clock.wall() - info.started).total_seconds()
+    began_s = elapsed_s if journal.records else 0.0
+    return RunTimer(clock, clock.now_s() - elapsed_s, began_s)
+
+
+def _latest_s(records: Sequence[Record]) -> float:
+    timings = (record.result.timing for record in records)
+    return max((timing.finished_s for timing in timings if timing is not None), default=0.0)
+
+
+def _encoder(tokenizer: PromptTokenizer, info: RunInfo) -> Encode:
+    """Prompts as token ids; where nobody reads them, as many zeros."""
+    if info.simulated:
+        return lambda members: [(0,) * member.profiled.prompt_tokens for member in members]
+    return lambda members: tokenizer.encode([member.request for member in members])
 
 
 def _engine_context(settings: Settings, plan: Plan, timer: RunTimer) -> EngineContext:
@@ -268,6 +327,7 @@ def _engine_context(settings: Settings, plan: Plan, timer: RunTimer) -> EngineCo
         clock=timer.clock,
         started_s=timer.started_s,
         step_times=plan.step_times,
+        loading_s=loading_s(plan.model),
         seed=settings.seed,
     )
 
@@ -279,6 +339,6 @@ def _conclude(
     rows = [latency_row(result) for result in results]
     figures = summarise(rows, duration_s)
     write_latency_table(directory / files.LATENCY, rows)
-    files.write_json(directory / files.REPORT, report_document(figures))
-    files.write_json(directory / files.RUN, replace(info, duration_s=duration_s))
+    write_json(directory / files.REPORT, report_document(figures))
+    write_json(directory / files.RUN, replace(info, duration_s=duration_s))
     return figures

@@ -327,10 +327,15 @@ class StepTimes:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a schedule may take: KV cache bytes over all devices, and rows at a time."""
+    """What a schedule may take: KV cache bytes over all devices, rows at a time, prompt tokens.
+
+    `prefill_tokens` is the most that one forward pass has activations for, padding included; a
+    single prompt is always computed whole.
+    """
 
     kv_bytes: int
     max_sequences: int
+    prefill_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,7 +574,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """How a run came about; `run.json`. `duration_s` is None until the run has come to an end."""
+    """How a run came about; `run.json`.
+
+    `duration_s` is None while it runs, or after it was killed; `interrupted` says that it was
+    stopped on purpose before all was answered. `simulated` times and answers are made up.
+    """
 
     run_id: str
     command: tuple[str, ...]
@@ -583,4 +592,6 @@ class RunInfo:
     machine: Mapping[str, str | int]
     inputs: Mapping[str, str]
     settings: Mapping[str, Any]
+    simulated: bool = False
     duration_s: float | None = None
+    interrupted: bool = False

@@ -19,8 +19,13 @@ from uellm_cli.models.spec import load_model_spec
 from uellm_cli.models.tokens import load_tokenizer
 from uellm_cli.types import Endpoint, Request
 
-SMALL = {"vocab_size": 2000, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-COMMON = {
+SMALL: dict[str, object] = {
+    "vocab_size": 2000,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+COMMON: dict[str, object] = {
     **SMALL,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -28,7 +33,7 @@ COMMON = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
 }
-GROUPED = {**COMMON, "num_key_value_heads": 2}
+GROUPED: dict[str, object] = {**COMMON, "num_key_value_heads": 2}
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": 16},
@@ -79,7 +84,7 @@ def test_a_model_of_any_family_is_placed_loaded_and_answers_as_generate_does(
     ]
     requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
     # One at a time: padding moves a random model's near-ties.
-    options = ("--scheduler", "fifo", "--scheduler-option", "batch_size=1")
+    options = ("--scheduler", "fifo", "--max-batch", 1)
     assert uellm("run", requests, "--model", folder, *options, "-o", tmp_path / "run") == 0
 
     model = AutoModelForCausalLM.from_pretrained(folder)

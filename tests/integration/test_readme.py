@@ -78,7 +78,7 @@ def test_contributing_s_example_scheduler_works_as_it_stands() -> None:
         "import math\n"
         "from collections.abc import Sequence\n"
         "from dataclasses import dataclass\n"
-        "from uellm_cli.scheduler.batching import UpTo, cut_into_batches\n"
+        "from uellm_cli.scheduler.batching import Anyone, cut_into_batches\n"
         "from uellm_cli.types import Budget, ProfiledRequest, Schedule\n"
     )
     exec(prelude + re.sub(r"^   ", "", example, flags=re.M), names)  # noqa: S102

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pyarrow.parquet as pq
 import pytest
@@ -77,8 +78,8 @@ def test_a_run_directory_holds_all_that_is_promised(
     info = json.loads((directory / "run.json").read_text())
     assert info["bundled_model"] is True
     assert set(info["versions"]) >= {"uellm", "torch", "transformers", "python"}
-    assert list(info["inputs"]) == [str(REQUESTS)]
-    assert len(info["inputs"][str(REQUESTS)]) == 64
+    assert set(info["inputs"]) == {str(REQUESTS), str(SLO_FILE)}
+    assert all(len(digest) == 64 for digest in info["inputs"].values())
     plan = json.loads((directory / "plan.json").read_text())
     planned = [c for batch in plan["schedule"]["batches"] for c in batch["custom_ids"]]
     assert len(set(planned)) == len(planned) == 200
@@ -239,10 +240,12 @@ def test_requests_from_standard_input_are_kept_with_the_run(tmp_path: Path) -> N
 
 def wait_for_rows(process: subprocess.Popen[str], path: Path, count: int) -> None:
     """Returns as soon as the run has written `count` rows."""
-    while process.poll() is None:
+    patience = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < patience:
         if path.exists() and path.read_bytes().count(b"\n") >= count:
             return
         time.sleep(0.01)
+    process.kill()
     raise AssertionError(process.communicate()[1])
 
 
@@ -259,8 +262,15 @@ def test_a_stopped_run_goes_on_to_the_same_answers(
     before = lines(directory / "results.jsonl")
     assert 20 <= len(before) < 200
 
-    partial = start("report", directory, "--json")
-    assert json.loads(partial.communicate()[0])["completed"] >= 20
+    out, err = start("report", directory, "--json").communicate()
+    partial = json.loads(out)
+    assert partial["completed"] == len(before)
+    if how is signal.SIGKILL:
+        assert "cut off" in err
+    else:
+        # What was not answered has no kept promise.
+        assert partial["failures"] == {"interrupted": 200 - len(before)}
+        assert partial["slo_attainment"] <= len(before) / 200
 
     resumed = start("run", "--resume", "-o", directory, "--quiet")
     _, err = resumed.communicate()
@@ -286,6 +296,103 @@ def test_a_finished_run_is_not_run_again_and_resuming_it_changes_nothing(
     before = (directory / "results.jsonl").read_bytes()
     assert uellm("run", "--resume", "-o", directory, "--quiet") == 0
     assert (directory / "results.jsonl").read_bytes() == before
+
+
+def test_a_resumed_run_tells_the_pause_from_the_queue(
+    uellm: Callable[..., int], tmp_path: Path
+) -> None:
+    requests, directory = tmp_path / "requests.jsonl", tmp_path / "run"
+    promise = {"deadline": "2h"}
+    requests.write_text(
+        "".join(
+            json.dumps({"id": name, "prompt": "hi", "max_tokens": 4, "slo": promise}) + "\n"
+            for name in "ab"
+        )
+    )
+    options = ("--engine", "simulated", "--engine-option", "load_s=0", "--max-batch", 1)
+    assert uellm("run", requests, *options, "-o", directory, "--quiet") == 0
+    # As if the run had been cut off after its first answer, which came three hours late.
+    first = json.loads((directory / "journal").read_bytes().splitlines()[0][9:])
+    first["result"]["timing"] = dict.fromkeys(first["result"]["timing"], 3 * 3600.0)
+    body = json.dumps(first).encode()
+    (directory / "journal").write_bytes(b"%08x %s\n" % (crc32(body), body))
+    assert uellm("run", "--resume", "-o", directory, "--quiet") == 0
+    blames = {
+        row["custom_id"]: row["blame"]
+        for row in pq.read_table(directory / "latency.parquet").to_pylist()
+    }
+    assert blames["b"] == "interrupted"
+
+
+@pytest.mark.parametrize("missing", ["journal", "run.json"])
+def test_a_run_without_its_records_is_not_resumed_and_keeps_its_answers(
+    missing: str,
+    uellm: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    requests, directory = tmp_path / "requests.jsonl", tmp_path / "run"
+    requests.write_text('{"prompt": "hi", "max_tokens": 4}\n')
+    assert uellm("run", requests, "--engine", "simulated", "-o", directory, "--quiet") == 0
+    answers = (directory / "results.jsonl").read_bytes()
+    (directory / missing).unlink()
+    for arguments in (["--resume"], [requests]):
+        assert uellm("run", *arguments, "-o", directory) == 2
+    assert missing in capsys.readouterr().err
+    assert (directory / "results.jsonl").read_bytes() == answers
+
+
+def test_files_that_are_not_the_run_s_are_neither_overwritten_nor_removed(
+    uellm: Callable[..., int], tmp_path: Path
+) -> None:
+    mine = tmp_path / "results.jsonl"
+    mine.write_text("precious")
+    for requests in (REQUESTS, tmp_path / "missing.jsonl"):
+        assert uellm("run", requests, "--engine", "simulated", "-o", tmp_path) == 2
+    assert mine.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_settings_cannot_change_in_the_middle_of_a_run(
+    uellm: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slo_file, directory = tmp_path / "slo.yaml", tmp_path / "run"
+    slo_file.write_text("default: {deadline: 60s}\n")
+    options = ("--slo-file", slo_file, "--engine", "simulated", "--limit", 5)
+    assert uellm("run", REQUESTS, *options, "-o", directory, "--quiet") == 0
+    assert uellm("run", "--resume", "-o", directory, "--scheduler", "fifo") == 2
+    assert "--scheduler cannot be given with --resume" in capsys.readouterr().err
+    slo_file.write_text("default: {deadline: 1s}\n")
+    assert uellm("run", "--resume", "-o", directory) == 2
+    assert f"{slo_file} changed" in capsys.readouterr().err
+
+
+def test_an_arrival_time_makes_no_latency_look_better(
+    uellm: Callable[..., int], tmp_path: Path
+) -> None:
+    requests = tmp_path / "requests.jsonl"
+    line = {"prompt": "hi", "max_tokens": 4, "arrival_s": 100, "slo": {"deadline": "1ms"}}
+    requests.write_text(json.dumps(line) + "\n")
+    assert uellm("run", requests, "--engine", "simulated", "-o", tmp_path / "run") == 0
+    (row,) = pq.read_table(tmp_path / "run" / "latency.parquet").to_pylist()
+    assert row["queue_s"] > 0
+    assert row["met"] is False
+
+
+def test_a_plan_of_a_bare_config_can_be_simulated(
+    uellm: Callable[..., int], tmp_path: Path
+) -> None:
+    options = ("--engine", "simulated", "--topology", SAMPLES / "topologies" / "8xh100.yaml")
+    model = SAMPLES / "models" / "llama-70b.json"
+    for name in "ab":
+        assert uellm("run", REQUESTS, *options, "--model", model, "-o", tmp_path / name) == 0
+    rows = [lines(tmp_path / name / "results.jsonl") for name in "ab"]
+    assert all(
+        row["response"]["body"]["model"] == f"simulated:{model}" for both in rows for row in both
+    )
+    # The same run gives the same times, whatever else the machine does.
+    tables = [pq.read_table(tmp_path / name / "latency.parquet").to_pylist() for name in "ab"]
+    assert tables[0] == tables[1]
 
 
 def test_a_changed_input_is_named_and_not_resumed(

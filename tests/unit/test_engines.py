@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +28,7 @@ from uellm_cli.engines.sampling import (
     row_generator,
 )
 from uellm_cli.engines.simulated import drawn_length
-from uellm_cli.engines.static import StaticEngine
+from uellm_cli.engines.static import StaticEngine, within_mask
 from uellm_cli.errors import EngineError, ModelError
 from uellm_cli.models.tokens import load_tokenizer
 from uellm_cli.types import (
@@ -48,6 +52,7 @@ def context(model: str, clock: SystemClock | VirtualClock) -> EngineContext:
         clock=clock,
         started_s=clock.now_s(),
         step_times=ONE_SECOND_STEPS,
+        loading_s=3.0,
         seed=0,
     )
 
@@ -133,7 +138,8 @@ def test_an_answer_stops_before_its_stop_string(
 def test_a_seed_gives_the_same_answer_whatever_the_batch(
     static: StaticEngine, work: list[EngineRequest]
 ) -> None:
-    hot = SamplingParams(temperature=1.5, seed=11)
+    # So hot that even a sure model wavers.
+    hot = SamplingParams(temperature=8.0, seed=11)
     request = replace(work[1], sampling=hot)
     alone = answers(static, [request])["1"]
     beside = answers(static, [work[0], request, work[3]])["1"]
@@ -167,6 +173,60 @@ def test_a_batch_that_breaks_costs_only_the_request_that_breaks_it(
 def test_a_folder_without_weights_is_a_model_error_that_names_it(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
         ENGINES.build("static").start(context(str(tmp_path), SystemClock()))
+
+
+def test_what_a_model_s_generation_config_would_cut_short_is_not_cut(
+    work: list[EngineRequest], tiny_llm: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_llm, tmp_path / "model")
+    config = tmp_path / "model" / "generation_config.json"
+    hurried = {"max_time": 1e-4, "max_length": 3, "min_new_tokens": 9, "num_beams": 2}
+    config.write_text(json.dumps(json.loads(config.read_text()) | hurried))
+    engine = ENGINES.build("static").start(context(str(tmp_path / "model"), SystemClock()))
+    plain = ENGINES.build("static").start(context(tiny_llm, SystemClock()))
+    for request in work:
+        (hurried_answer,) = engine.run(iter([EngineBatch(0, (request,))]))
+        (answer,) = plain.run(iter([EngineBatch(0, (request,))]))
+        assert hurried_answer.text == answer.text
+        assert hurried_answer.finish_reason == answer.finish_reason
+
+
+def test_memory_of_a_broken_batch_is_free_before_its_halves_run(
+    static: StaticEngine, work: list[EngineRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Ballast]] = []
+    seen: list[int] = []
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        seen.append(sum(ref() is not None for ref in alive))
+        ballast = Ballast()
+        alive.append(weakref.ref(ballast))
+        raise torch.OutOfMemoryError(f"{ballast}")
+
+    monkeypatch.setattr(static.model, "generate", out_of_memory)
+    found = answers(static, work)
+    assert seen == [0] * 7  # four rows, two halves, four alone
+    assert {c.failure.code for c in found.values() if c.failure} == {"out_of_memory"}
+    assert len(found) == 4
+
+
+class Ballast:
+    """Stands for a batch's KV cache."""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mask", "visible"),
+    [
+        ("0,1", None, "0,1"),
+        ("1,0", "3,5", "5,3"),
+        ("0", "GPU-abc", "GPU-abc"),
+        ("GPU-def", "3,5", "GPU-def"),
+    ],
+)
+def test_gpus_are_counted_among_those_that_the_user_lets_us_see(
+    wanted: str, mask: str | None, visible: str
+) -> None:
+    assert within_mask(wanted, mask) == visible
 
 
 # --- Sampling ------------------------------------------------------------------------------------
@@ -219,6 +279,11 @@ def test_a_cut_text_holds_no_stop_string(text: str, stops: list[str]) -> None:
     assert text.startswith(cut)
     assert not any(stop in cut for stop in stops)
     assert cut == text or any(text[len(cut) :].startswith(stop) for stop in stops)
+
+
+def test_a_temperature_next_to_zero_is_greedy_and_no_error() -> None:
+    tiny = resolve_sampling(SamplingParams(temperature=1e-39), GenerationConfig())
+    assert tiny.temperature == 0.0
 
 
 # --- Simulated -----------------------------------------------------------------------------------

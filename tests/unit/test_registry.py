@@ -44,8 +44,6 @@ def test_an_unknown_name_is_answered_with_the_known_ones(registry: Registry[Any]
 
 
 def test_options_given_as_text_take_their_field_s_type() -> None:
-    assert SCHEDULERS.build("fifo", {"batch_size": "4"}) == SCHEDULERS.build(
-        "fifo", {"batch_size": 4}
-    )
+    assert SCHEDULERS.build("odbs", {"w2": "4"}) == SCHEDULERS.build("odbs", {"w2": 4.0})
     with pytest.raises(UsageError, match=r"slo-odbs.*threshold"):
         SCHEDULERS.build("slo-odbs", {"threshold": "wide"})

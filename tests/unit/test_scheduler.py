@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -106,19 +107,32 @@ def test_requests_without_a_deadline_come_after_those_with_one() -> None:
 
 def test_fifo_keeps_the_order_of_arrival() -> None:
     requests = [profiled("r01", arrival_s=5), profiled("r02"), profiled("r03")]
-    assert batches_of(run("fifo", requests, batch_size=2)) == [ids(2, 3), ids(1)]
+    schedule = SCHEDULERS.build("fifo").schedule(requests, replace(ROOMY, max_sequences=2))
+    assert batches_of(schedule) == [ids(2, 3), ids(1)]
+
+
+@pytest.mark.parametrize("name", ["slo-dbs", "slo-odbs"])
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_a_far_deadline_still_comes_before_none_at_all(name: str, variant: str) -> None:
+    week_s = 7 * 86_400
+    requests = [profiled("r01"), profiled("r02", deadline_s=week_s), profiled("r03")]
+    order = [c for batch in batches_of(run(name, requests, variant=variant)) for c in batch]
+    assert order == ["r02", "r01", "r03"]
+
+
+def test_a_batch_s_padded_prompts_stay_within_what_one_pass_computes() -> None:
+    requests = [
+        profiled(f"r{i:02d}", prompt_tokens=tokens)
+        for i, tokens in enumerate([400, 500, 600, 5000], start=1)
+    ]
+    schedule = SCHEDULERS.build("fifo").schedule(requests, replace(ROOMY, prefill_tokens=1000))
+    # 2·500 fits, 3·600 does not; a prompt that is too long for company runs alone.
+    assert batches_of(schedule) == [ids(1, 2), ids(3), ids(4)]
 
 
 def test_an_option_that_means_nothing_is_named_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"'fifo' has no option 'treshold'.*batch_size"):
-        SCHEDULERS.build("fifo", {"treshold": "3"})
-
-
-@pytest.mark.parametrize("value", ["0", "-3", "many"])
-def test_a_batch_size_that_is_no_size_is_refused(value: str) -> None:
-    for name in SCHEDULERS.names():
-        with pytest.raises(UsageError, match=r"batch_size|int"):
-            SCHEDULERS.build(name, {"batch_size": value})
+    with pytest.raises(UsageError, match=r"'odbs' has no option 'treshold'.*threshold"):
+        SCHEDULERS.build("odbs", {"treshold": "3"})
 
 
 # --- Every scheduler -----------------------------------------------------------------------------
@@ -154,7 +168,7 @@ def test_every_scheduler_places_each_request_once_and_keeps_the_budget(
 ) -> None:
     requests = built(rows)
     by_id = {request.custom_id: request for request in requests}
-    budget = Budget(kv_bytes, rows_at_a_time)
+    budget = Budget(kv_bytes, rows_at_a_time, prefill_tokens=8000)
     schedule = SCHEDULERS.build(name, options).schedule(requests, budget)
 
     placed = [custom_id for batch in schedule.batches for custom_id in batch.custom_ids]
@@ -166,6 +180,7 @@ def test_every_scheduler_places_each_request_once_and_keeps_the_budget(
         answer = max(member.output.p90 for member in members)
         assert 0 < len(members) <= rows_at_a_time
         assert len(members) * (prompt + answer) <= kv_bytes  # one byte a token
+        assert len(members) == 1 or len(members) * prompt <= 8000
     for custom_id in schedule.oversized:
         assert by_id[custom_id].kv_bytes > kv_bytes
 

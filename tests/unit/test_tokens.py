@@ -125,3 +125,38 @@ def test_a_bare_config_gives_an_estimate_and_says_so(tmp_path: Path) -> None:
     assert tokenizer.count([chat("a", "x" * 40)]) == [18]
     with pytest.raises(ModelError, match="has no tokenizer"):
         tokenizer.encode([chat("a", "x")])
+
+
+def test_templates_may_use_all_that_transformers_gives_them(tiny_llm: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = copy_model(tiny_llm, tmp_path / "model")
+    template = (
+        "{% if tools is not none %}tools{% endif %}{{ bos_token }}"
+        "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "{{ m | tojson(separators=(',', ':'), sort_keys=true) }}{% if loop.last %}{% break %}"
+        "{% endif %}{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    reference = AutoPromptTokenizer(AutoTokenizer.from_pretrained(folder))
+    assert load_tokenizer(str(folder)).encode([CONVERSATION]) == reference.encode([CONVERSATION])
+
+
+def test_special_tokens_are_found_in_a_file_of_their_own(tiny_llm: str, tmp_path: Path) -> None:
+    folder = copy_model(tiny_llm, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    special = {name: settings.pop(name) for name in ("bos_token", "eos_token")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    assert load_tokenizer(str(folder)).encode([CONVERSATION]) == load_tokenizer(tiny_llm).encode(
+        [CONVERSATION]
+    )
+
+
+def test_a_template_that_breaks_in_its_own_way_costs_only_the_conversation(
+    tiny_llm: str, tmp_path: Path
+) -> None:
+    folder = copy_model(tiny_llm, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] + 1 }}")
+    with pytest.raises(ModelError, match="refuses this conversation"):
+        load_tokenizer(str(folder)).encode([CONVERSATION])

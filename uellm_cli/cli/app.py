@@ -31,18 +31,15 @@ for command in (profile, plan, plan_deploy, run, report, topology, version):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits with its code; errors raised on purpose are one line on stderr."""
+    """Runs a command and exits with its code; errors raised on purpose are one line on stderr.
+
+    Wrong flags, Ctrl-C and a closed pipe are typer's, with codes 2, 130 and 1.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(arguments)
     except UellmError as error:
         _fail(str(error), error.exit_code, "--verbose" in arguments)
-    except KeyboardInterrupt:
-        _fail("interrupted", ExitCode.INTERRUPTED, verbose=False)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; a second error at exit would only confuse.
-        sys.stdout = None
-        sys.exit(ExitCode.FATAL)
     except Exception as error:
         _fail(
             f"unexpected {type(error).__name__}: {error} (this is a defect in uellm; "

@@ -10,7 +10,7 @@ import typer
 from uellm_cli.config import Choice
 from uellm_cli.deployer import DEFAULT_PLACEMENT
 from uellm_cli.engines import DEFAULT_ENGINE
-from uellm_cli.errors import UsageError
+from uellm_cli.errors import OutputError, UsageError
 from uellm_cli.profiler.lengths import DEFAULT_PREDICTOR
 from uellm_cli.scheduler import DEFAULT_SCHEDULER
 
@@ -72,7 +72,9 @@ MaxTokens = Annotated[
         show_default=False,
     ),
 ]
-MaxBatch = Annotated[int, typer.Option(min=1, help="The most requests that run at a time.")]
+MaxBatch = Annotated[
+    int, typer.Option(min=1, help="The most requests that run at a time; ten is the paper's.")
+]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Take only so many requests.", show_default=False)
 ]
@@ -80,14 +82,14 @@ Strict = Annotated[bool, typer.Option("--strict", help="Refuse to start if any l
 Seed = Annotated[int, typer.Option(help="For everything that is drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Say more; tracebacks of errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show where an error came from.")]
 OutputFile = Annotated[
     Path | None, typer.Option("-o", "--output", help="Write it to this file.", show_default=False)
 ]
 
 PREDICTOR, SCHEDULER = DEFAULT_PREDICTOR, DEFAULT_SCHEDULER
 ENGINE, ALGORITHM = DEFAULT_ENGINE, DEFAULT_PLACEMENT
-MAX_BATCH = 16
+MAX_BATCH = 10
 
 
 def choice(name: str, pairs: list[str] | None, **more: str | None) -> Choice:
@@ -102,8 +104,8 @@ def choice(name: str, pairs: list[str] | None, **more: str | None) -> Choice:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes a small file that the user asked for; UsageError when it cannot be written."""
+    """Writes a small file that the user asked for; OutputError when it cannot be written."""
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

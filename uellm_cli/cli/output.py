@@ -15,6 +15,9 @@ def _stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+BUNDLED_MODEL_NOTE = "No --model given: using the bundled model, tiny-llm (a toy)."
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """What a command may say, by its flags."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uellm_cli.cli import options
-from uellm_cli.cli.output import Output, amount, duration
+from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output, amount, duration
 from uellm_cli.config import Choice, Settings
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def plan(
     Example: uellm plan sample_data/requests.jsonl --slo-file sample_data/slo.yaml
     """
     from uellm_cli import pipeline
+    from uellm_cli.atomic import write_json
     from uellm_cli.clock import SystemClock
-    from uellm_cli.executor.run_directory import write_json
 
     settings = Settings(
         predictor=options.choice(predictor, predictor_option),
@@ -63,6 +63,8 @@ def plan(
     )
     profiled, planned = pipeline.plan(settings, SystemClock().wall())
     show = Output(json, quiet)
+    if model is None:
+        show.say(BUNDLED_MODEL_NOTE)
     if output is not None:
         write_json(Path(output), planned)
     by_id = {request.custom_id: request for request in profiled.profile.requests}

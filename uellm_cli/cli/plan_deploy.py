@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uellm_cli.cli import options
-from uellm_cli.cli.output import Output, amount, duration
+from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output, amount, duration
 from uellm_cli.config import Choice, Settings
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def plan_deploy(
     --model sample_data/models/llama-70b.json
     """
     from uellm_cli import pipeline
+    from uellm_cli.atomic import write_json
     from uellm_cli.clock import SystemClock
     from uellm_cli.deployer.export import placement_document
-    from uellm_cli.executor.run_directory import write_json
 
     settings = Settings(
         predictor=Choice(options.PREDICTOR),
@@ -58,7 +58,7 @@ def plan_deploy(
     document = placement_document(placement, spec, machine)
     show = Output(json, quiet)
     if model is None:
-        show.say("No --model given: using the bundled model, tiny-llm (a toy).")
+        show.say(BUNDLED_MODEL_NOTE)
     show.say(_headline(placement, spec), _stages(placement, machine), *_notes(placement, machine))
     if output is not None and not dry_run:
         write_json(Path(output), document)

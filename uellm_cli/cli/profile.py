@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uellm_cli.cli import options
-from uellm_cli.cli.output import Output, amount
+from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output, amount
 from uellm_cli.config import Choice, Settings
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def profile(
     )
     profiled = pipeline.profile(settings, SystemClock().wall())
     show = Output(json, quiet)
+    if model is None:
+        show.say(BUNDLED_MODEL_NOTE)
     if output is not None:
         write_profile(output, profiled.profile)
     show.say(*_summary(profiled), _heaviest(profiled.profile.requests))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Self
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from uellm_cli.cli.output import Output, duration
+from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output, duration
 from uellm_cli.cli.plan import facts, verdict_sentence
 
 if TYPE_CHECKING:
     from uellm_cli.executor.execute import Progress
-    from uellm_cli.types import Plan
+    from uellm_cli.types import Plan, RunInfo
 
 # Seconds between lines where there is no terminal.
 LINE_EVERY_S = 5.0
@@ -22,9 +22,8 @@ LINE_EVERY_S = 5.0
 class RunView:
     """Draws what `pipeline.run` tells; use as a context manager."""
 
-    def __init__(self, show: Output, bundled_model: bool) -> None:
+    def __init__(self, show: Output) -> None:
         self._show = show
-        self._bundled_model = bundled_model
         self._last_line_s = 0.0
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -38,9 +37,9 @@ class RunView:
         )
         self._task = self._bar.add_task("reading", total=None, rate="")
 
-    def on_read(self, valid: int, invalid: int) -> None:
-        if self._bundled_model:
-            self._show.say("No --model given: using the bundled model, tiny-llm (a toy).")
+    def on_read(self, info: RunInfo, valid: int, invalid: int) -> None:
+        if info.bundled_model:
+            self._show.say(BUNDLED_MODEL_NOTE)
         self._show.say(f"{valid:,} requests read, {invalid:,} invalid lines")
         self._bar.update(self._task, description="planning")
 

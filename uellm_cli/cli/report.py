@@ -38,7 +38,7 @@ def report(
     info, figures = pipeline.report(run_dir, targets)
     show = Output(json, quiet)
     if info.duration_s is None:
-        show.say("This run has not come to its end; these are the answers in its journal.")
+        show.say("This run was cut off; these are the answers in its journal, and no others.")
     if not quiet:
         render(figures, info, show.console)
     show.document(report_document(figures))

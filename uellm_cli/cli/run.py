@@ -13,6 +13,7 @@ from uellm_cli.cli import options
 from uellm_cli.cli.output import Output
 from uellm_cli.clock import SystemClock
 from uellm_cli.config import Settings
+from uellm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
     from uellm_cli.pipeline import RunOutcome
 
 
+# What a resumed run may be given anew: the rest is as it began.
+RESUME_FLAGS = frozenset(
+    {"requests", "output", "resume", "fail_on_slo_miss", "json", "quiet", "verbose"}
+)
+
+
 def run(
+    context: typer.Context,
     requests: options.OptionalRequestFiles = None,
     slo_file: options.SloFile = None,
     model: options.Model = None,
@@ -61,6 +69,8 @@ def run(
 
     Example: uellm run sample_data/requests.jsonl --slo-file sample_data/slo.yaml -o runs/first
     """
+    if resume:
+        _refuse_other_settings(context)
     # The promises count from here: what loads after this is part of the run.
     clock = SystemClock()
     started = clock.wall()
@@ -86,10 +96,20 @@ def run(
     )
     show = Output(json, quiet)
     directory = output or default_directory(started)
-    with RunView(show, bundled_model=model is None and not resume) as view:
+    with RunView(show) as view:
         outcome = pipeline.run(settings, directory, resume, started, clock, view)
     _show(outcome, directory, show)
     raise typer.Exit(int(outcome.exit_code(fail_on_slo_miss)))
+
+
+def _refuse_other_settings(context: typer.Context) -> None:
+    for name in context.params.keys() - RESUME_FLAGS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot be given with --resume: a run goes on as it "
+                "began; start another one for other settings"
+            )
 
 
 def default_directory(started: datetime) -> Path:
@@ -102,7 +122,7 @@ def _show(outcome: RunOutcome, directory: Path, show: Output) -> None:
 
     if not show.quiet:
         render(outcome.report, outcome.info, show.console)
-    if outcome.interrupted:
+    if outcome.info.interrupted:
         show.say(f"Interrupted. Go on with: uellm run --resume -o {directory}")
     else:
         show.say(f"Answers: {directory}/results.jsonl. Next: uellm report {directory}")

@@ -5,7 +5,11 @@ from __future__ import annotations
 from uellm_cli.cli import options
 
 
-def version(json: options.Json = False) -> None:
+def version(
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,  # noqa: ARG001 - read by `main` when an error is shown
+) -> None:
     """The version of uellm, and of the packages that it stands on."""
     import sys
 
@@ -17,4 +21,5 @@ def version(json: options.Json = False) -> None:
         Output(json=True).document(versions)
         return
     for name, number in versions.items():
-        sys.stdout.write(f"{name} {number}\n")
+        if not quiet or name == "uellm":
+            sys.stdout.write(f"{name} {number}\n")

@@ -61,7 +61,9 @@ def plan_budget(
     ]
     planned = sum(stage.kv_bytes for stage in stages)
     return Budget(
-        kv_bytes=max(planned, int(min(limits, default=0.0))), max_sequences=placement.rows
+        kv_bytes=max(planned, int(min(limits, default=0.0))),
+        max_sequences=placement.rows,
+        prefill_tokens=rules.prefill_tokens,
     )
 
 

@@ -32,7 +32,7 @@ class MemoryRules:
 
     margin: float = 0.05
     cuda_overhead_gib: float = 0.8
-    prefill_tokens: int = 4096
+    prefill_tokens: int = 16_384
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:

@@ -15,7 +15,8 @@ from uellm_cli.types import Engine, StepTimes
 class EngineContext:
     """What an engine is started with.
 
-    `started_s` is the run's start on `clock`; an engine's timings count from it. `device_map` is
+    `started_s` is the run's start on `clock`; an engine's timings count from it. `step_times` and
+    `loading_s` are what simulated engines take for steps and for loading. `device_map` is
     an explicit one, a device for each module name; its GPUs are numbered as `visible_devices`
     (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them.
     """
@@ -26,6 +27,7 @@ class EngineContext:
     clock: Clock
     started_s: float
     step_times: StepTimes
+    loading_s: float
     seed: int
 
 

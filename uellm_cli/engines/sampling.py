@@ -16,6 +16,9 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from uellm_cli.types import EngineRequest, FinishReason, SamplingParams
 
+# Below this, scores over the temperature overflow; the draw is the best token anyway.
+MIN_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, slots=True)
 class RowSampling:
@@ -35,8 +38,9 @@ def resolve_sampling(params: SamplingParams, defaults: GenerationConfig) -> RowS
         return otherwise if value is None else float(value)
 
     given = params.temperature
+    temperature = (own("temperature", 1.0) if samples else 0.0) if given is None else given
     return RowSampling(
-        temperature=(own("temperature", 1.0) if samples else 0.0) if given is None else given,
+        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
         top_p=own("top_p", 1.0) if params.top_p is None else params.top_p,
         top_k=int(own("top_k", 0)) if params.top_k is None else params.top_k,
     )
@@ -54,9 +58,13 @@ def row_generator(request: EngineRequest, run_seed: int) -> torch.Generator:
 
 def draw(scores: torch.Tensor, row: RowSampling, generator: torch.Generator) -> int:
     """One token id from `scores` [vocab] by temperature, then top-k, then top-p (as OpenAI's)."""
-    logits, ids = torch.sort(scores.float().cpu() / row.temperature, descending=True)
-    if row.top_k:
-        logits, ids = logits[: row.top_k], ids[: row.top_k]
+    logits = scores.float() / row.temperature
+    if not row.top_k and row.top_p >= 1:
+        probabilities = torch.softmax(logits, dim=-1).cpu()
+        return int(torch.multinomial(probabilities, 1, generator=generator).item())
+    kept_tokens = min(row.top_k or len(logits), len(logits))
+    # Largest first; the draw itself is on the CPU, where a seed means the same on every device.
+    logits, ids = (part.cpu() for part in torch.topk(logits, kept_tokens))
     probabilities = torch.softmax(logits, dim=-1)
     # A token stays while the ones before it have not reached top_p: the first always does.
     before = torch.cumsum(probabilities, dim=-1) - probabilities

@@ -27,15 +27,15 @@ from uellm_cli.types import (
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """`load_s` is what loading the model would take."""
+    """`load_s` is what loading the model would take; None for what a plan assumes."""
 
     in_virtual_time: ClassVar[bool] = True
-    load_s: float = 0.0
+    load_s: float | None = None
 
     def start(self, context: EngineContext) -> Engine:
         if not isinstance(context.clock, VirtualClock):
             raise EngineError("the simulated engine needs a virtual clock")
-        context.clock.advance(self.load_s)
+        context.clock.advance(context.loading_s if self.load_s is None else self.load_s)
         return SimulatedEngine(context, context.clock)
 
 

@@ -19,6 +19,7 @@ from zlib import crc32
 
 import msgspec
 
+from uellm_cli.atomic import sync_directory
 from uellm_cli.errors import JournalError, RunDirectoryError
 from uellm_cli.types import Result
 
@@ -39,19 +40,24 @@ def encode_record(record: Record) -> bytes:
 def read_records(path: Path) -> tuple[list[Record], int]:
     """All whole records of a journal, and how many bytes they take.
 
-    Raises JournalError when a broken record is not the last one.
+    Raises RunDirectoryError when there is no journal, JournalError when a broken record is not the
+    last one.
     """
     records: list[Record] = []
     size = 0
     decoder = msgspec.json.Decoder(Record)
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: cannot be read: {error.strerror}") from None
+    with file:
         for number, line in enumerate(file, start=1):
             record = _decode(line, decoder)
             if record is None:
                 if file.read(1):
                     raise JournalError(
                         f"{path}:{number}: the journal is damaged here, with records behind it; "
-                        "move it away and run anew, or restore it from a copy"
+                        "restore it from a copy, or run anew in another directory"
                     )
                 break
             records.append(record)
@@ -92,11 +98,15 @@ class Journal:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             records, size = read_records(path)
             file.truncate(size)
+            sync_directory(path.parent)
         except BlockingIOError:
             file.close()
             raise RunDirectoryError(
                 f"{path.parent}: another uellm run is at work in this directory"
             ) from None
+        except OSError as error:
+            file.close()
+            raise RunDirectoryError(f"{path}: cannot be locked: {error.strerror}") from None
         except BaseException:
             file.close()
             raise

@@ -23,7 +23,8 @@ def output_row(result: Result, info: RunInfo) -> dict[str, Any]:
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{own_id}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int((info.started + timedelta(seconds=finished_s)).timestamp()),
-        "model": info.model,
+        # Nobody shall take a simulated row for an answer.
+        "model": f"simulated:{info.model}" if info.simulated else info.model,
         "choices": [
             {"index": 0, **answer, "logprobs": None, "finish_reason": result.finish_reason}
         ],

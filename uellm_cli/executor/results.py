@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from uellm_cli.report.blame import blame_for
+from uellm_cli.requests.slo import INVALID_CLASS
 from uellm_cli.timing.simulator import alone_s
 from uellm_cli.types import (
     Blame,
@@ -27,12 +28,29 @@ class Work:
     profiled: ProfiledRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One stretch of a run, in seconds from the run's start.
+
+    `began_s` is 0 for the first one and later for a resumed one; `loaded_s` is when the engine
+    could begin.
+    """
+
+    began_s: float
+    loaded_s: float
+
+
 def finished(
-    work: Work, completion: Completion, model: ModelSpec, step: StepTimes, loaded_s: float
+    work: Work, completion: Completion, model: ModelSpec, step: StepTimes, session: Session
 ) -> Result:
-    """The row of a request that the engine is done with. `loaded_s` is when it could start."""
+    """The row of a request that the engine is done with."""
+    result = _row(work, completion, model)
+    return replace(result, blame=_blame(result, _alone_s(work.profiled, completion, step), session))
+
+
+def _row(work: Work, completion: Completion, model: ModelSpec) -> Result:
     profiled = work.profiled
-    result = Result(
+    return Result(
         custom_id=profiled.custom_id,
         slo_class=profiled.slo.name,
         batch_id=completion.batch_id,
@@ -53,16 +71,27 @@ def finished(
         failure=completion.failure,
         source=work.request.source,
     )
-    own_s = _alone_s(profiled, completion, step)
-    waited_s = max(0.0, loaded_s - profiled.arrival_s)
-    return replace(result, blame=blame_for(result, alone_s=waited_s + own_s))
+
+
+def _blame(result: Result, own_s: float, session: Session) -> Blame:
+    """The cause of a broken promise; `own_s` is what the request takes with the engine to itself.
+
+    A request that would have been in time but for the pause before its session was interrupted.
+    """
+    loading_s = session.loaded_s - session.began_s
+    blame = blame_for(result, alone_s=loading_s + own_s)
+    if session.began_s == 0 or result.timing is None or blame in (Blame.NONE, Blame.INFEASIBLE):
+        return blame
+    without_pause = replace(result, arrival_s=result.arrival_s + session.began_s)
+    kept = blame_for(without_pause, alone_s=None) is Blame.NONE
+    return Blame.INTERRUPTED if kept else blame
 
 
 def refused(invalid: InvalidRequest) -> Result:
     """The row of a line that is no request."""
     return Result(
         custom_id=invalid.custom_id or str(invalid.source),
-        slo_class="invalid",
+        slo_class=INVALID_CLASS,
         batch_id=None,
         prompt_tokens=0,
         predicted_tokens_p50=None,
@@ -88,6 +117,15 @@ def too_large(work: Work) -> Completion:
             "leaves for one request; use more devices or a lower max_tokens",
         ),
     )
+
+
+def not_run(work: Work, model: ModelSpec) -> Result:
+    """The row of a request that the run was stopped before; `--resume` answers it."""
+    stopped = Failure(
+        Blame.INTERRUPTED.value, "the run was stopped before this request was answered"
+    )
+    result = _row(work, Completion(work.profiled.custom_id, None, failure=stopped), model)
+    return replace(result, blame=blame_for(result, alone_s=None))
 
 
 def _deadline_s(profiled: ProfiledRequest) -> float | None:

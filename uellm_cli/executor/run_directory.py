@@ -7,7 +7,6 @@ replaced whole, so that a reader never sees half of one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, Self
 
 import msgspec
 
+from uellm_cli.atomic import replace_file
 from uellm_cli.errors import JournalError, RunDirectoryError, UnusableInputError
 from uellm_cli.executor.journal import Journal, Record
 from uellm_cli.executor.openai_rows import error_row, output_row
@@ -29,45 +29,58 @@ ERRORS = "errors.jsonl"
 LATENCY = "latency.parquet"
 REPORT = "report.json"
 STDIN = "stdin.jsonl"
+FILES = (JOURNAL, RUN, PLAN, RESULTS, ERRORS, LATENCY, REPORT, STDIN)
 
 
 @contextmanager
 def opened(directory: Path, resume: bool) -> Iterator[Journal]:
     """The journal of `directory`, for one run at a time.
 
-    A new run that turns out to be unusable leaves nothing behind. Raises RunDirectoryError when
-    the directory holds a run and `resume` is not asked for, when it holds none and it is, when
-    another run is at work in it, or when it cannot be written.
+    A new run that comes to nothing, because its input is unusable or it is stopped before the
+    first answer, leaves nothing behind. Raises RunDirectoryError when the directory holds a run
+    and `resume` is not asked for, when it holds none and it is, when another run is at work in it,
+    or when it cannot be written.
     """
-    holds_run = (directory / RUN).exists() or _size(directory / JOURNAL) > 0
-    if holds_run and not resume:
-        raise RunDirectoryError(
-            f"{directory} holds a run already; add --resume to go on with it, or choose another "
-            "directory with -o"
-        )
-    if resume and not holds_run:
-        raise RunDirectoryError(f"{directory} holds no run that could be resumed")
+    _refuse_unless_ready(directory, resume)
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"{directory}: cannot be made: {error.strerror}") from None
     with Journal.open(directory / JOURNAL) as journal:
+        if not resume:
+            # Once more, with the lock held: another run may have begun and ended in between.
+            _refuse_unless_ready(directory, resume)
         try:
             yield journal
-        except UnusableInputError:
-            if not resume:
+        except (UnusableInputError, KeyboardInterrupt):
+            if not resume and _is_empty(directory / JOURNAL):
                 _discard(directory, missing)
             raise
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _refuse_unless_ready(directory: Path, resume: bool) -> None:
+    found = [name for name in FILES if (directory / name).exists()]
+    if found == [JOURNAL] and _is_empty(directory / JOURNAL):
+        found = []  # what a run leaves that was killed before it had anything to write
+    if not resume and found:
+        raise RunDirectoryError(
+            f"{directory} holds a run already ({', '.join(found)}); add --resume to go on with it, "
+            "or choose another directory with -o"
+        )
+    if resume and not {RUN, JOURNAL} <= set(found):
+        raise RunDirectoryError(
+            f"{directory} holds no run that could be resumed: {RUN} and {JOURNAL} must be there"
+        )
+
+
+def _is_empty(path: Path) -> bool:
+    return path.exists() and path.stat().st_size == 0
 
 
 def _discard(directory: Path, made: Sequence[Path]) -> None:
-    """Removes a run's files and the directories that were `made` for them, innermost first."""
-    for name in (JOURNAL, RUN, PLAN, RESULTS, ERRORS, STDIN):
+    """Removes a new run's files and the directories that were `made` for them, innermost first."""
+    for name in FILES:
         (directory / name).unlink(missing_ok=True)
     for path in made:
         path.rmdir()
@@ -84,11 +97,6 @@ def read_run_info(directory: Path) -> RunInfo:
         raise RunDirectoryError(f"{path}: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise RunDirectoryError(f"{path}: not a run's description: {error}") from None
-
-
-def write_json(path: Path, document: object) -> None:
-    """Writes `document` as indented JSON, whole or not at all; JournalError if it cannot."""
-    _replace(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 class ResultFiles:
@@ -117,7 +125,7 @@ class ResultFiles:
         try:
             for name, chosen in ((RESULTS, False), (ERRORS, True)):
                 lines = [_line(r, info) for r in rows if (r.failure is not None) is chosen]
-                _replace(directory / name, b"".join(lines))
+                replace_file(directory / name, b"".join(lines))
             return cls(directory, info, journal, rows)
         except OSError as error:
             raise RunDirectoryError(f"{directory}: cannot be written: {error.strerror}") from None
@@ -163,15 +171,3 @@ def _line(result: Result, info: RunInfo) -> bytes:
     row: Mapping[str, Any]
     row = output_row(result, info) if result.failure is None else error_row(result, info)
     return msgspec.json.encode(row) + b"\n"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise JournalError(f"{path}: cannot be written: {error.strerror}") from error

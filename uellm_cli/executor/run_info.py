@@ -18,7 +18,7 @@ import psutil
 
 import uellm_cli
 from uellm_cli.config import Settings
-from uellm_cli.errors import RunDirectoryError
+from uellm_cli.errors import OutputError, RunDirectoryError
 from uellm_cli.executor.run_directory import RUN, STDIN, read_run_info
 from uellm_cli.requests import expand_paths, file_sha256
 from uellm_cli.types import RunInfo
@@ -30,7 +30,12 @@ RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy
 
 
 def new_run(
-    settings: Settings, model: str, directory: Path, command: Sequence[str], started: datetime
+    settings: Settings,
+    model: str,
+    simulated: bool,
+    directory: Path,
+    command: Sequence[str],
+    started: datetime,
 ) -> tuple[Settings, RunInfo]:
     """The settings and the record of a run that begins now.
 
@@ -39,8 +44,11 @@ def new_run(
     """
     if STDIN_NAME in settings.requests:
         spooled = directory / STDIN
-        with spooled.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+        try:
+            with spooled.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:
+            raise OutputError(f"{spooled}: cannot be written: {error.strerror}") from error
         named = (str(spooled) if name == STDIN_NAME else name for name in settings.requests)
         settings = replace(settings, requests=tuple(named))
     identity = f"{started.isoformat()}\0{os.getpid()}\0{platform.node()}"
@@ -55,17 +63,19 @@ def new_run(
         seed=settings.seed,
         versions=installed_versions(),
         machine=_machine(),
-        inputs=_hashes(settings.requests),
+        inputs=_hashes(settings),
         settings=msgspec.to_builtins(settings),
+        simulated=simulated,
     )
 
 
 def resumed_run(settings: Settings, directory: Path) -> tuple[Settings, RunInfo]:
     """The settings and the record that a run began with.
 
-    Raises RunDirectoryError when other request files are named now or their content has changed.
+    Raises RunDirectoryError when other request files are named now, or when one of the files that
+    its decisions stand on has changed.
     """
-    info = replace(read_run_info(directory), duration_s=None)
+    info = replace(read_run_info(directory), duration_s=None, interrupted=False)
     try:
         first = msgspec.convert(info.settings, Settings)
     except msgspec.ValidationError as error:
@@ -74,7 +84,7 @@ def resumed_run(settings: Settings, directory: Path) -> tuple[Settings, RunInfo]
         raise RunDirectoryError(
             f"{directory} is a run of {', '.join(first.requests)}; leave the files out to resume it"
         )
-    now = _hashes(first.requests)
+    now = _hashes(first)
     changed = sorted(
         name for name in now.keys() | info.inputs.keys() if now.get(name) != info.inputs.get(name)
     )
@@ -85,8 +95,10 @@ def resumed_run(settings: Settings, directory: Path) -> tuple[Settings, RunInfo]
     return first, info
 
 
-def _hashes(requests: Sequence[str]) -> dict[str, str]:
-    return {path: file_sha256(Path(path)) for path in expand_paths(requests)}
+def _hashes(settings: Settings) -> dict[str, str]:
+    """What the run's decisions stand on, by file."""
+    others = [path for path in (settings.slo_file, settings.topology) if path is not None]
+    return {path: file_sha256(Path(path)) for path in (*expand_paths(settings.requests), *others)}
 
 
 def installed_versions() -> dict[str, str]:

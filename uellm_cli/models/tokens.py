@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN = 4
 # Tokens that a chat template adds around one message.
 TEMPLATE_TOKENS = 8
+COUNT_AT_ONCE = 1000
 
 
 class PromptTokenizer(Protocol):
@@ -66,7 +67,9 @@ def load_tokenizer(model: str) -> PromptTokenizer:
     # A file may carry the padding and truncation of its training; prompts are taken whole.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    settings = _read_json(find_model_file(model, "tokenizer_config.json"))
+    # Older models name their special tokens in a file of their own.
+    settings = _read_json(find_model_file(model, "special_tokens_map.json"))
+    settings |= _read_json(find_model_file(model, "tokenizer_config.json"))
     return FastTokenizer(tokenizer, ChatTemplate(_template_text(model, settings), settings))
 
 
@@ -85,15 +88,17 @@ class ChatTemplate:
         """
         if self.text is None:
             return "\n".join(message.content for message in messages)
-        import jinja2
-
         try:
             return self._compiled.render(
                 messages=[{"role": m.role, "content": m.content} for m in messages],
+                tools=None,
+                documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except jinja2.TemplateError as error:
+        except ModelError:
+            raise
+        except Exception as error:  # a template is a program, and may fail in any way
             raise ModelError(f"the chat template refuses this conversation: {error}") from None
 
     @cached_property
@@ -109,11 +114,20 @@ class ChatTemplate:
     @cached_property
     def _compiled(self) -> jinja2.Template:
         import jinja2
-        from jinja2.ext import loopcontrols
+        from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        class GenerationTag(Extension):
+            """`{% generation %}` marks what a model has said; for a prompt it means nothing."""
+
+            tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+            def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
@@ -136,7 +150,9 @@ class FastTokenizer:
         return Source.MEASURED
 
     def count(self, requests: Sequence[Request]) -> list[int]:
-        return [len(ids) for ids in self.encode(requests)]
+        # In pieces, so that the ids of a million prompts are never in memory together.
+        pieces = (requests[i : i + COUNT_AT_ONCE] for i in range(0, len(requests), COUNT_AT_ONCE))
+        return [len(ids) for piece in pieces for ids in self.encode(piece)]
 
     def encode(self, requests: Sequence[Request]) -> list[list[int]]:
         # Templates write their own special tokens; raw prompts get the tokenizer's.
@@ -240,8 +256,20 @@ def _auto_tokenizer(model: str) -> PromptTokenizer:
         raise ModelError(f"model {model!r} has no tokenizer that can be loaded: {reason}") from None
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> None:

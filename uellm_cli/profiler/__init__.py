@@ -64,8 +64,8 @@ def profile_requests(
             max_tokens=cap,
             output=estimate,
             kv_bytes=model.kv_bytes(tokens + round(estimate.p90)),
+            # Every request starts with the run: no engine waits for an arrival yet.
             slo=request.slo or SLO(),
-            arrival_s=request.arrival_s,
         )
         for (request, tokens), cap, estimate in zip(counted, caps, estimates, strict=True)
     )

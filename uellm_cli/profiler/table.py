@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uellm_cli.errors import UellmError
+from uellm_cli.errors import OutputError
 from uellm_cli.profiler import Profile
 from uellm_cli.types import QUANTILE_LEVELS, ProfiledRequest
 
@@ -22,7 +22,7 @@ _COLUMN_TYPES: dict[str, type] = {
 
 
 def write_profile(path: Path, profile: Profile) -> None:
-    """Writes `path`, whole or not at all; UellmError when it cannot be written."""
+    """Writes `path`, whole or not at all; OutputError when it cannot be written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -35,7 +35,7 @@ def write_profile(path: Path, profile: Profile) -> None:
         pq.write_table(table, part)
         part.replace(path)
     except OSError as error:
-        raise UellmError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _columns(requests: Sequence[ProfiledRequest], token_source: str) -> dict[str, list[object]]:

@@ -111,8 +111,8 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     max_completion_tokens: _MAX_TOKENS | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: _STOP | Annotated[list[_STOP], Meta(max_length=4)] = msgspec.field(default_factory=list)
     slo: dict[str, Any] | None = None
     arrival_s: Annotated[float, Meta(ge=0, le=MAX_ARRIVAL_S)] = 0.0
@@ -381,7 +381,8 @@ def _sampling(body: _Body) -> SamplingParams:
         max_tokens=body.max_tokens or body.max_completion_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        # -1 and 0 both turn it off, by whom one asks.
+        top_k=None if body.top_k is None else max(0, body.top_k),
         seed=body.seed,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
     )

@@ -27,6 +27,7 @@ from uellm_cli.types import SLO, Anchor, Request
 
 # The class names of requests that no class of the file matches: those with their own, and the rest.
 OWN_CLASS = "own"
+INVALID_CLASS = "invalid"
 NO_SLO = SLO()
 DEFAULT_CLASS = NO_SLO.name
 
@@ -250,6 +251,7 @@ def _name_clash(classes: list[_SloClass]) -> tuple[Location, str] | None:
     taken = {
         DEFAULT_CLASS: "the requests that no class matches",
         OWN_CLASS: "the requests with an slo of their own",
+        INVALID_CLASS: "the lines that are no requests",
     }
     for i, entry in enumerate(classes):
         if entry.name in taken:

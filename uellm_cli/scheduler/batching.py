@@ -21,13 +21,11 @@ class JoinRule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class UpTo:
-    """A batch of at most `size`."""
-
-    size: int
+class Anyone:
+    """As many as the budget allows."""
 
     def joins(self, candidate: ProfiledRequest, batch: Sequence[ProfiledRequest]) -> bool:
-        return len(batch) < self.size
+        return True
 
 
 def cut_into_batches(
@@ -85,7 +83,11 @@ class _Footprint:
         tokens_per_row = self.longest_prompt + self.longest_answer
         # kv_bytes counts whole tokens, so a lone row may exceed its product by rounding.
         kv_bytes = int(self.rows * tokens_per_row * self.bytes_per_token)
-        return kv_bytes <= budget.kv_bytes and self.rows <= budget.max_sequences
+        return (
+            kv_bytes <= budget.kv_bytes
+            and self.rows <= budget.max_sequences
+            and (self.rows == 1 or self.rows * self.longest_prompt <= budget.prefill_tokens)
+        )
 
 
 _EMPTY = _Footprint(rows=0, longest_prompt=0, longest_answer=0.0, bytes_per_token=0.0)

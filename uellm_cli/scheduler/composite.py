@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from uellm_cli.errors import UsageError
 from uellm_cli.types import ProfiledRequest
 
 Measure = Callable[[ProfiledRequest], float]
@@ -28,12 +27,11 @@ class Variant(StrEnum):
 class BatchingOptions:
     """Options that the three algorithms share.
 
-    `undated_s` stands for the deadline of a request that has none, so that it sorts after those
-    that have one.
+    `undated_s` stands for the deadline of a request that has none; whatever it is, those that have
+    one come first. The published limit of ten a batch is the budget's `max_sequences`.
     """
 
     variant: Variant = Variant.CODE
-    batch_size: int = 10
     threshold: float = 15_000.0
     w1: float = 1.0
     w2: float = 0.5
@@ -41,13 +39,13 @@ class BatchingOptions:
     l2: float = 1.2
     undated_s: float = 86_400.0
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}")
-
     def deadline_s(self, request: ProfiledRequest) -> float:
         due = request.finish_by_s
         return self.undated_s if due is None else due
+
+    def by_deadline(self, request: ProfiledRequest) -> tuple[bool, float]:
+        """A sort key."""
+        return request.finish_by_s is None, self.deadline_s(request)
 
 
 def predicted_tokens(request: ProfiledRequest) -> float:
@@ -68,7 +66,7 @@ class LargestSoFar:
     def joins(self, candidate: ProfiledRequest, batch: Sequence[ProfiledRequest]) -> bool:
         largest = max(self.measure(member) for member in batch)
         growth = (self.measure(candidate) - largest) * (len(batch) + 1) * self.options.l1
-        return len(batch) < self.options.batch_size and growth <= self.options.threshold
+        return growth <= self.options.threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class CompositeMetric:
         latency = _total(candidate, batch, options.deadline_s) * options.l1
         output = _total(candidate, batch, predicted_tokens) * options.l2
         metric = self.w1 * latency + self.w2 * output
-        return len(batch) < options.batch_size and metric <= options.threshold
+        return metric <= options.threshold
 
 
 def _total(candidate: ProfiledRequest, batch: Sequence[ProfiledRequest], measure: Measure) -> float:

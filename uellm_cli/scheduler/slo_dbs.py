@@ -18,7 +18,7 @@ from uellm_cli.types import Budget, ProfiledRequest, Schedule
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SloDbs(BatchingOptions):
     def schedule(self, requests: Sequence[ProfiledRequest], budget: Budget) -> Schedule:
-        ordered = sorted(requests, key=self.deadline_s)
+        ordered = sorted(requests, key=self.by_deadline)
         return cut_into_batches("slo-dbs", ordered, self._rule(), budget)
 
     def _rule(self) -> JoinRule:

@@ -22,10 +22,11 @@ class SloOdbs(BatchingOptions):
         ordered = sorted(requests, key=self._sort_key)
         return cut_into_batches("slo-odbs", ordered, self._rule(), budget)
 
-    def _sort_key(self, request: ProfiledRequest) -> float:
+    def _sort_key(self, request: ProfiledRequest) -> tuple[bool, float]:
+        undated, deadline_s = self.by_deadline(request)
         if self.variant is Variant.PAPER:
-            return self.deadline_s(request)
-        return self.w1 * self.deadline_s(request) + self.w2 * predicted_tokens(request)
+            return undated, deadline_s
+        return undated, self.w1 * deadline_s + self.w2 * predicted_tokens(request)
 
     def _rule(self) -> JoinRule:
         if self.variant is Variant.CODE:
