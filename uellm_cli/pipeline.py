@@ -7,14 +7,14 @@ decides is in its own room.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from uellm_cli.atomic import write_json
-from uellm_cli.clock import Clock, VirtualClock
+from uellm_cli.clock import Clock
 from uellm_cli.config import Settings
 from uellm_cli.deployer import PLACEMENTS
 from uellm_cli.deployer.budget import plan_budget, workload_of
@@ -22,13 +22,20 @@ from uellm_cli.deployer.export import cuda_visible_devices, device_map
 from uellm_cli.deployer.memory import MemoryRules
 from uellm_cli.deployer.verify import check_placement
 from uellm_cli.engines import ENGINES, EngineContext
-from uellm_cli.errors import ExitCode, PlacementError, RequestFileError, RunDirectoryError
+from uellm_cli.errors import ExitCode, PlacementError, RequestFileError
 from uellm_cli.executor import run_directory as files
-from uellm_cli.executor.execute import Encode, Progress, RunTimer, execute
-from uellm_cli.executor.journal import Journal, Record, read_records
-from uellm_cli.executor.results import Work, not_run, refused
+from uellm_cli.executor.execute import Progress, RunTimer, execute
+from uellm_cli.executor.journal import read_records
+from uellm_cli.executor.results import refused
 from uellm_cli.executor.run_directory import ResultFiles
 from uellm_cli.executor.run_info import new_run, resumed_run
+from uellm_cli.executor.session import (
+    encoder_of,
+    latest_s,
+    rows_of_unanswered,
+    timer_of,
+    unanswered,
+)
 from uellm_cli.hardware import detect_topology, load_topology
 from uellm_cli.models.files import bundled_model
 from uellm_cli.models.spec import load_model_spec
@@ -40,7 +47,7 @@ from uellm_cli.report.json_report import report_document
 from uellm_cli.report.metrics import RunReport, summarise
 from uellm_cli.report.parquet import read_latency_table, write_latency_table
 from uellm_cli.report.rows import latency_row
-from uellm_cli.requests import load_slo_rules, read_all, request_hash
+from uellm_cli.requests import load_slo_rules, read_all
 from uellm_cli.scheduler import SCHEDULERS
 from uellm_cli.timing.loading import loading_s
 from uellm_cli.timing.roofline import step_times
@@ -185,9 +192,9 @@ def run(
             )
         profiled = profile(settings, info.started)
         observer.on_read(info, len(profiled.profile.requests), len(profiled.invalid))
-        work = _unanswered(profiled, journal)
+        work = unanswered(profiled.requests, profiled.profile.requests, journal.records)
 
-        timer = _timer(clock, info, journal)
+        timer = timer_of(info, clock, journal.records)
         refusals = [refused(invalid) for invalid in profiled.invalid]
         write_json(directory / files.RUN, info)
         with ResultFiles.open(directory, info, journal, refusals) as sink:
@@ -202,11 +209,11 @@ def run(
                 observer.on_plan(decided)
                 try:
                     engine = factory.start(_engine_context(settings, decided, timer))
-                    encode = _encoder(profiled.tokenizer, info)
+                    encode = encoder_of(info, profiled.tokenizer)
                     execute(decided, work, encode, engine, sink, timer, observer.on_progress)
                 except KeyboardInterrupt:
                     info = replace(info, interrupted=True)
-        rows = [*sink.results, *_rows_of_unanswered(work, sink.results, profiled.model)]
+        rows = [*sink.results, *rows_of_unanswered(work, sink.results, profiled.model)]
         return RunOutcome(info, _conclude(directory, info, rows, timer.elapsed_s()))
 
 
@@ -218,7 +225,7 @@ def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, Ru
         return info, summarise(rows, info.duration_s, goodput)
     records, _ = read_records(directory / files.JOURNAL)
     rows = [latency_row(record.result) for record in records]
-    return info, summarise(rows, _latest_s(records), goodput)
+    return info, summarise(rows, latest_s(records), goodput)
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -262,61 +269,6 @@ def _refuse_unknown_variants(settings: Settings) -> None:
     LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options)
     SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
     PLACEMENTS.build(settings.placement.name, settings.placement.options)
-
-
-def _unanswered(profiled: Profiled, journal: Journal) -> dict[str, Work]:
-    """The requests that the journal has no result for, by id.
-
-    Raises RunDirectoryError when a result there answers another request than the one of its id.
-    """
-    texts = {request.custom_id: request for request in profiled.requests}
-    done = {record.result.custom_id: record.request_hash for record in journal.records}
-    for custom_id, asked in done.items():
-        if custom_id not in texts or request_hash(texts[custom_id]) != asked:
-            raise RunDirectoryError(
-                f"the journal's answer to {custom_id!r} is to another request than the input's; "
-                "run anew in another directory"
-            )
-    return {
-        known.custom_id: Work(texts[known.custom_id], known)
-        for known in profiled.profile.requests
-        if known.custom_id not in done
-    }
-
-
-def _rows_of_unanswered(
-    work: Mapping[str, Work], results: Sequence[Result], model: ModelSpec
-) -> list[Result]:
-    """Rows for what an interrupted run has left undone."""
-    done = {result.custom_id for result in results}
-    left = (member for custom_id, member in work.items() if custom_id not in done)
-    return [not_run(member, model) for member in left]
-
-
-def _timer(clock: Clock, info: RunInfo, journal: Journal) -> RunTimer:
-    """Time since the run's first start, on the clock that its engine lives by.
-
-    Simulated time begins at 0, and for a resumed run where the last answer was.
-    """
-    if info.simulated:
-        began_s = _latest_s(journal.records)
-        clock = VirtualClock(info.started + timedelta(seconds=began_s))
-        return RunTimer(clock, clock.now_s() - began_s, began_s)
-    elapsed_s = (clock.wall() - info.started).total_seconds()
-    began_s = elapsed_s if journal.records else 0.0
-    return RunTimer(clock, clock.now_s() - elapsed_s, began_s)
-
-
-def _latest_s(records: Sequence[Record]) -> float:
-    timings = (record.result.timing for record in records)
-    return max((timing.finished_s for timing in timings if timing is not None), default=0.0)
-
-
-def _encoder(tokenizer: PromptTokenizer, info: RunInfo) -> Encode:
-    """Prompts as token ids; where nobody reads them, as many zeros."""
-    if info.simulated:
-        return lambda members: [(0,) * member.profiled.prompt_tokens for member in members]
-    return lambda members: tokenizer.encode([member.request for member in members])
 
 
 def _engine_context(settings: Settings, plan: Plan, timer: RunTimer) -> EngineContext:
