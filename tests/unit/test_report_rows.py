@@ -91,7 +91,7 @@ def test_a_failed_request_has_no_latencies_even_where_its_moments_are_known() ->
 
 def test_a_row_keeps_what_the_result_says() -> None:
     row = latency_row(replace(RESULT, blame=Blame.QUEUED))
-    assert (row.custom_id, row.slo_class, row.batch_id, row.replica) == ("a", "gold", 3, None)
+    assert (row.custom_id, row.slo_class, row.batch_id, row.replica) == ("a", "gold", 3, 0)
     assert (row.prompt_tokens, row.output_tokens, row.kv_bytes) == (7, 5, 1024)
     assert (row.predicted_tokens_p50, row.predicted_tokens_p90) == (3.0, 6.0)
     assert (row.blame, row.finish_reason, row.error) == (Blame.QUEUED, FinishReason.STOP, None)

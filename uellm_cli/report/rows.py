@@ -64,7 +64,7 @@ class RequestLatency:
 
 
 def latency_row(result: Result) -> LatencyRow:
-    """The row of one request; `replica` is None, a Result does not say which copy answered it."""
+    """The row of one request."""
     latency = None
     if result.timing is not None and result.failure is None:
         latency = request_latency(result.timing, result.arrival_s, result.output_tokens)
@@ -72,7 +72,8 @@ def latency_row(result: Result) -> LatencyRow:
         custom_id=result.custom_id,
         slo_class=result.slo_class,
         batch_id=result.batch_id,
-        replica=None,
+        # There is one replica yet; a request that never reached it has none.
+        replica=None if result.batch_id is None else 0,
         queue_s=latency.queue_s if latency else None,
         ttft_s=latency.ttft_s if latency else None,
         tpot_s=latency.tpot_s if latency else None,
