@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Tests load folders only; a Hub id must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# As `uellm run` does it, before anything here imports torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import pytest
 from hypothesis import settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -75,6 +76,9 @@ def run(
     clock = SystemClock()
     started = clock.wall()
     signal.signal(signal.SIGTERM, _interrupt)
+    # Read when torch is loaded. Waiting OpenMP threads spin, by default for so long that beside
+    # another busy process a step takes a hundred times as long (docs/LOG.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
     from uellm_cli import pipeline
     from uellm_cli.cli.progress import RunView

@@ -1,0 +1,1 @@
+"""Sample data shipped with the repository: a tiny model and the scripts that make it."""

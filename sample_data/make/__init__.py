@@ -1,0 +1,1 @@
+"""Scripts that build the shipped tiny model from nothing but their own text."""
