@@ -1,6 +1,6 @@
 """Train the tiny model from scratch, measure it, and write its folder.
 
-``python -m sample_data.make.train --out sample_data/tiny-llm`` takes about 45 minutes on two
+``python -m sample_data.make.train --out sample_data/tiny-llm`` takes about half an hour on two
 cores.  The text it learns from is drawn by a seed; how far it gets depends on the machine,
 because the schedule follows the wall clock.
 """
@@ -124,7 +124,7 @@ def main() -> None:
     """Build the tokenizer, train, measure, and write the model folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=44.0)
+    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--examples", type=int, default=800, help="held-out prompts to measure on")
