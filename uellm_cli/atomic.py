@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,16 @@ from uellm_cli.errors import OutputError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Puts `path` on the disk; if that fails, OutputError, and the old content stands."""
+    """Puts `path` on the disk; if that fails, OutputError, and the old content stands.
+
+    A link is followed; a pipe or a device is written to as it is, since there is nothing to keep.
+    """
+    path = path.resolve()
     part = path.with_name(path.name + ".part")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         with part.open("wb") as file:
             file.write(content)
             file.flush()
@@ -21,6 +29,8 @@ def replace_file(path: Path, content: bytes) -> None:
         part.replace(path)
         sync_directory(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 

@@ -193,6 +193,8 @@ def run(
         profiled = profile(settings, info.started)
         observer.on_read(info, len(profiled.profile.requests), len(profiled.invalid))
         work = unanswered(profiled.requests, profiled.profile.requests, journal.records)
+        if work:
+            info = replace(info, duration_s=None)
 
         timer = timer_of(info, clock, journal.records)
         refusals = [refused(invalid) for invalid in profiled.invalid]
@@ -214,7 +216,9 @@ def run(
                 except KeyboardInterrupt:
                     info = replace(info, interrupted=True)
         rows = [*sink.results, *rows_of_unanswered(work, sink.results, profiled.model)]
-        return RunOutcome(info, _conclude(directory, info, rows, timer.elapsed_s()))
+        # A run that had come to its end already took as long as it took.
+        duration_s = timer.elapsed_s() if info.duration_s is None else info.duration_s
+        return RunOutcome(info, _conclude(directory, info, rows, duration_s))
 
 
 def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, RunReport]:

@@ -53,6 +53,8 @@ CASES = [
     ("run good.jsonl --engine warp", ["warp", "static"]),
     ("run good.jsonl --max-batch 0", ["max-batch"]),
     ("run --resume -o nowhere", ["nowhere", "no run"]),
+    ("run --resume", ["--resume needs -o"]),
+    ("report good.jsonl", ["good.jsonl is no run directory"]),
     ("plan good.jsonl --topology link.yaml", ["link.yaml", "gpu7"]),
     ("plan-deploy --topology tiny.yaml --model LLAMA", ["141", "GB", "missing"]),
     ("plan-deploy --algorithm best", ["best", "helr"]),

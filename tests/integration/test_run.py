@@ -295,9 +295,10 @@ def test_a_finished_run_is_not_run_again_and_resuming_it_changes_nothing(
     directory, _, _ = finished
     assert uellm("run", REQUESTS, "-o", directory) == 2
     assert "--resume" in capsys.readouterr().err
-    before = (directory / "results.jsonl").read_bytes()
+    names = ("results.jsonl", "report.json", "run.json", "plan.json")
+    before = [(directory / name).read_bytes() for name in names]
     assert uellm("run", "--resume", "-o", directory, "--quiet") == 0
-    assert (directory / "results.jsonl").read_bytes() == before
+    assert [(directory / name).read_bytes() for name in names] == before
 
 
 def test_a_resumed_run_tells_the_pause_from_the_queue(

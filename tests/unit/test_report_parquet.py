@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from uellm_cli.errors import RunDirectoryError
+from uellm_cli.errors import OutputError, RunDirectoryError
 from uellm_cli.report.parquet import read_latency_table, write_latency_table
 from uellm_cli.report.rows import LatencyRow
 from uellm_cli.types import Blame, FinishReason
@@ -92,7 +92,7 @@ def test_a_write_that_fails_leaves_the_old_table_alone(
         raise OSError(28, f"no space left on {fd}")
 
     monkeypatch.setattr("os.fsync", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OutputError, match="no space"):
         write_latency_table(path, [FAILED])
     assert read_latency_table(path) == [ANSWERED]
     assert list(tmp_path.iterdir()) == [path]

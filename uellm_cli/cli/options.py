@@ -24,7 +24,11 @@ RequestFiles = Annotated[
 ]
 OptionalRequestFiles = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[REQUESTS]...", help="As above; may be left out.", show_default=False),
+    typer.Argument(
+        metavar="[REQUESTS]...",
+        help="Request files or globs (JSONL, Parquet, .gz), or -; may be left out.",
+        show_default=False,
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -70,6 +70,8 @@ def run(
 
     Example: uellm run sample_data/requests.jsonl --slo-file sample_data/slo.yaml -o runs/first
     """
+    if resume and output is None:
+        raise UsageError("--resume needs -o with the directory of the run to go on with")
     if resume:
         _refuse_other_settings(context)
     # The promises count from here: what loads after this is part of the run.

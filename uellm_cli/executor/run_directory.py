@@ -91,7 +91,7 @@ def read_run_info(directory: Path) -> RunInfo:
     path = directory / RUN
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunInfo)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunDirectoryError(f"{directory} is no run directory: it has no {RUN}") from None
     except OSError as error:
         raise RunDirectoryError(f"{path}: {error.strerror}") from None

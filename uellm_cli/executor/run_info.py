@@ -75,7 +75,7 @@ def resumed_run(settings: Settings, directory: Path) -> tuple[Settings, RunInfo]
     Raises RunDirectoryError when other request files are named now, or when one of the files that
     its decisions stand on has changed.
     """
-    info = replace(read_run_info(directory), duration_s=None, interrupted=False)
+    info = replace(read_run_info(directory), interrupted=False)
     try:
         first = msgspec.convert(info.settings, Settings)
     except msgspec.ValidationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uellm_cli.errors import OutputError
+from uellm_cli.atomic import replace_file
 from uellm_cli.profiler import Profile
 from uellm_cli.types import QUANTILE_LEVELS, ProfiledRequest
 
@@ -30,12 +30,9 @@ def write_profile(path: Path, profile: Profile) -> None:
     types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     schema = pa.schema([(name, types[_COLUMN_TYPES.get(name, float)]) for name in columns])
     table = pa.table(columns, schema=schema)
-    part = path.with_name(path.name + ".part")
-    try:
-        pq.write_table(table, part)
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content)
+    replace_file(path, content.getvalue().to_pybytes())
 
 
 def _columns(requests: Sequence[ProfiledRequest], token_source: str) -> dict[str, list[object]]:

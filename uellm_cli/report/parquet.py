@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uellm_cli.atomic import replace_file
 from uellm_cli.errors import RunDirectoryError
 from uellm_cli.report.rows import LatencyRow
 from uellm_cli.types import Blame, FinishReason
@@ -21,7 +21,7 @@ _COLUMNS = tuple(field.name for field in fields(LatencyRow))
 def write_latency_table(path: Path, rows: Sequence[LatencyRow]) -> None:
     """Writes `rows` in their order; `path` holds the old table or the new one, never a part.
 
-    Raises OSError where the folder cannot be written.
+    Raises OutputError where the folder cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -29,16 +29,9 @@ def write_latency_table(path: Path, rows: Sequence[LatencyRow]) -> None:
     # Columns of a schema, not of the values: a column that is null throughout keeps its type.
     columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
     table = pa.Table.from_pydict(columns, schema=_schema())
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with unfinished.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            # Without it a power failure can leave the new name on an empty file.
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content)
+    replace_file(path, content.getvalue().to_pybytes())
 
 
 def read_latency_table(path: Path) -> list[LatencyRow]:
