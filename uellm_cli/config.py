@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +15,26 @@ class Choice:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+class OnLate(StrEnum):
+    """What happens to a request whose deadline is past before it is run."""
+
+    RUN = "run"
+    SKIP = "skip"
+
+
+class OutputFormat(StrEnum):
+    """What answers are written as; JSON lines are always written."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that decides a plan and a run; kept in `run.json`, where a resume finds it.
 
     `model` is None for the bundled one. `max_batch` is the most rows that run at a time.
+    `durability` says when results are put on the disk (`executor/durability.py`).
     """
 
     predictor: Choice
@@ -33,4 +49,9 @@ class Settings:
     max_batch: int = 10
     limit: int | None = None
     strict: bool = False
+    truncate_prompt: bool = False
+    trust_remote_code: bool = False
+    on_late: OnLate = OnLate.RUN
+    durability: str = "batch"
+    output_format: OutputFormat = OutputFormat.JSONL
     seed: int = 0

@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from msgspec import structs
+
 from uellm_cli.atomic import write_json
 from uellm_cli.clock import Clock
 from uellm_cli.config import Settings
@@ -255,7 +257,9 @@ def _read_requests(
     if settings.slo_file is None:
         return found.valid, found.invalid
     rules = load_slo_rules(Path(settings.slo_file), started)
-    promised = tuple(replace(request, slo=rules.slo_for(request)) for request in found.valid)
+    promised = tuple(
+        structs.replace(request, slo=rules.slo_for(request)) for request in found.valid
+    )
     return promised, found.invalid
 
 

@@ -1,16 +1,20 @@
 """The nouns that every part of uellm shares. Imports nothing of the project.
 
-All are frozen: a stage makes new values of what it is given. Units are in the names: `_s` seconds,
-`_bytes` bytes, `_tokens` tokens. A "request's start" is the run's start (or its `arrival_s`).
+All are frozen: a stage makes new values of what it is given. Those of which a run makes one a
+request are msgspec structs, the others dataclasses (docs/adr/0005). Units are in the names: `_s`
+seconds, `_bytes` bytes, `_tokens` tokens. A "request's start" is the run's start (or its
+`arrival_s`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
+
+import msgspec
 
 # --- Requests ------------------------------------------------------------------------------------
 
@@ -22,15 +26,18 @@ class Endpoint(StrEnum):
     COMPLETION = "/v1/completions"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     role: str
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How an answer is drawn. None means: as the model's own generation config says."""
+class SamplingParams(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """How an answer is drawn. None means: as the model's own generation config says.
+
+    `n` answers are drawn one after the other. `logprobs` is how many alternatives are told beside
+    each token's own log probability (None: nothing is told). `logit_bias` is added to the scores
+    of token ids. `json_schema` is a JSON Schema, as text, that the answer has to follow.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -38,6 +45,10 @@ class SamplingParams:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    n: int = 1
+    logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    json_schema: str | None = None
 
 
 class Anchor(StrEnum):
@@ -47,8 +58,7 @@ class Anchor(StrEnum):
     RUN = "run"
 
 
-@dataclass(frozen=True, slots=True)
-class SLO:
+class SLO(msgspec.Struct, frozen=True, gc=False):
     """A promise: the answer within `deadline_s`, its first token within `ttft_s`, and so on."""
 
     name: str = "default"
@@ -65,8 +75,7 @@ class SLO:
         return self.deadline_s + (arrival_s if self.anchor is Anchor.REQUEST else 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceLine:
+class SourceLine(msgspec.Struct, frozen=True, gc=False):
     """Where a request was read: a file's name as given, and its line or row, from 1."""
 
     file: str
@@ -76,8 +85,7 @@ class SourceLine:
         return f"{self.file}:{self.line}"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One valid request; either `messages` or `prompt` holds its text.
 
     `slo` is what the request's own line promises; None leaves it to the SLO file's rules.
@@ -90,18 +98,21 @@ class Request:
     sampling: SamplingParams = SamplingParams()
     slo: SLO | None = None
     arrival_s: float = 0.0
-    metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    metadata: Mapping[str, str | int | float | bool | None] = msgspec.field(default_factory=dict)
     source: SourceLine = SourceLine("", 0)
 
 
-@dataclass(frozen=True, slots=True)
-class InvalidRequest:
-    """A line that is no request, and why; it becomes a row of `errors.jsonl`."""
+class InvalidRequest(msgspec.Struct, frozen=True, gc=False):
+    """A line that is no request, and why; it becomes a row of `errors.jsonl`.
+
+    `code` is OpenAI's where it has one.
+    """
 
     source: SourceLine
     field: str
     reason: str
     custom_id: str | None = None
+    code: str = "invalid_request"
 
 
 # --- Profile -------------------------------------------------------------------------------------
@@ -109,8 +120,7 @@ class InvalidRequest:
 QUANTILE_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
-@dataclass(frozen=True, slots=True)
-class LengthEstimate:
+class LengthEstimate(msgspec.Struct, frozen=True, gc=False):
     """A distribution of output lengths: one value in tokens for each of `QUANTILE_LEVELS`."""
 
     tokens: tuple[float, ...]
@@ -136,13 +146,13 @@ class LengthEstimate:
         return self.at(0.9)
 
 
-@dataclass(frozen=True, slots=True)
-class ProfiledRequest:
+class ProfiledRequest(msgspec.Struct, frozen=True, gc=False):
     """All that planning knows of a request; its text is not needed any more.
 
     `max_tokens` is the cap that will be enforced: the user's, or what the context leaves.
-    `finish_by_s` counts from the run's start and is None without a deadline. `kv_bytes` is the KV
-    cache at the 0.9 quantile of its length.
+    `finish_by_s` counts from the run's start and is None without a deadline. `output` is the length
+    of one answer, of which `rounds` are made one after the other. `kv_bytes` is the KV cache at the
+    0.9 quantile of its length.
     """
 
     custom_id: str
@@ -152,6 +162,7 @@ class ProfiledRequest:
     kv_bytes: int
     slo: SLO = SLO()
     arrival_s: float = 0.0
+    rounds: int = 1
 
     @property
     def finish_by_s(self) -> float | None:
@@ -338,8 +349,7 @@ class Budget:
     prefill_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True, gc=False):
     batch_id: int
     custom_ids: tuple[str, ...]
 
@@ -482,8 +492,7 @@ class Blame(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestTiming:
+class RequestTiming(msgspec.Struct, frozen=True, gc=False):
     """Moments of one request, in seconds from the run's start.
 
     `answered_s` is when its own last token was made; `finished_s` is when it was handed back,
@@ -496,8 +505,7 @@ class RequestTiming:
     finished_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
+class EngineRequest(msgspec.Struct, frozen=True, gc=False):
     """A request as an engine takes it. `output` is None where nothing was predicted."""
 
     custom_id: str
@@ -507,14 +515,12 @@ class EngineRequest:
     output: LengthEstimate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineBatch:
+class EngineBatch(msgspec.Struct, frozen=True, gc=False):
     batch_id: int
     requests: tuple[EngineRequest, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, gc=False):
     """Why a request has no answer: a short code, a sentence, and the field it is about, if any."""
 
     code: str
@@ -522,17 +528,45 @@ class Failure:
     field: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What an engine hands back for one request: an answer, or a failure."""
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+    """A token of an answer, its natural log probability, and the likeliest others in its place.
+
+    `token` is its text; where that is only a part of a character, `raw` has its bytes.
+    """
+
+    token: str
+    logprob: float
+    raw: bytes
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One text for a request; OpenAI calls it a choice. `logprobs` is None unless asked for."""
+
+    text: str
+    output_tokens: int
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Completion(msgspec.Struct, frozen=True, gc=False):
+    """What an engine hands back for one request: its `n` answers, or a failure."""
 
     custom_id: str
     batch_id: int | None
     timing: RequestTiming | None = None
-    text: str = ""
-    output_tokens: int = 0
-    finish_reason: FinishReason | None = None
+    answers: tuple[Answer, ...] = ()
     failure: Failure | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(answer.output_tokens for answer in self.answers)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """ "length" as soon as one of the answers was cut; None without any."""
+        reasons = {answer.finish_reason for answer in self.answers}
+        return FinishReason.LENGTH if FinishReason.LENGTH in reasons else next(iter(reasons), None)
 
 
 class Engine(Protocol):
@@ -542,14 +576,17 @@ class Engine(Protocol):
         """Pulls work when there is room for it, and yields each request once, when it is done.
 
         A failure that belongs to single requests is a Completion with `failure`; EngineError ends
-        the run.
+        the run. Once it is told to stop it ends the step that it is in, yields what is complete,
+        and returns; what it does not yield is asked again by a later session.
         """
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One request's row in the run's files: the truth that everything else is derived from."""
+class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One request's row in the run's files: the truth that everything else is derived from.
+
+    Predicted and output tokens are over all its answers.
+    """
 
     custom_id: str
     slo_class: str
@@ -566,7 +603,7 @@ class Result:
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     timing: RequestTiming | None = None
-    text: str = ""
+    answers: tuple[Answer, ...] = ()
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     source: SourceLine | None = None

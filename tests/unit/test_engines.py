@@ -6,7 +6,6 @@ import json
 import shutil
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests.builders import ONE_SECOND_STEPS, chat, exactly
@@ -90,7 +90,7 @@ def test_a_batch_s_greedy_answers_equal_generate_s_one_by_one(
         prompt = torch.tensor([request.prompt_token_ids])
         made = model.generate(prompt, max_new_tokens=30, do_sample=False)[0, prompt.shape[1] :]
         answer = batch[request.custom_id]
-        assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
+        assert answer.answers[0].text == tokenizer.decode(made, skip_special_tokens=True)
         assert answer.output_tokens == len(made)
 
 
@@ -104,7 +104,7 @@ def test_an_answer_ends_by_itself_or_at_its_own_cap(
     assert free["3"].output_tokens == 30
     capped = answers(static, [replace(work[3], max_tokens=3), replace(work[0], max_tokens=1)])
     assert [capped["3"].output_tokens, capped["0"].output_tokens] == [3, 1]
-    assert free["3"].text.startswith(capped["3"].text)
+    assert free["3"].answers[0].text.startswith(capped["3"].answers[0].text)
 
 
 def test_moments_are_in_order_and_a_batch_is_handed_back_at_once(
@@ -125,12 +125,12 @@ def test_moments_are_in_order_and_a_batch_is_handed_back_at_once(
 def test_an_answer_stops_before_its_stop_string(
     static: StaticEngine, work: list[EngineRequest]
 ) -> None:
-    whole = answers(static, [work[3]])["3"].text
+    whole = answers(static, [work[3]])["3"].answers[0].text
     stop = whole[8:11]
     request = replace(work[3], sampling=SamplingParams(stop=("never there", stop)))
     # Beside others, so that its row ends while theirs go on.
     stopped = answers(static, [request, work[0]])["3"]
-    assert stopped.text == whole[: whole.index(stop)]
+    assert stopped.answers[0].text == whole[: whole.index(stop)]
     assert stopped.finish_reason is FinishReason.STOP
     assert stopped.output_tokens < 30
 
@@ -143,9 +143,9 @@ def test_a_seed_gives_the_same_answer_whatever_the_batch(
     request = replace(work[1], sampling=hot)
     alone = answers(static, [request])["1"]
     beside = answers(static, [work[0], request, work[3]])["1"]
-    assert beside.text == alone.text
+    assert beside.answers[0].text == alone.answers[0].text
     others = {
-        answers(static, [replace(request, sampling=replace(hot, seed=seed))])["1"].text
+        answers(static, [replace(request, sampling=replace(hot, seed=seed))])["1"].answers[0].text
         for seed in range(5)
     }
     assert len(others) > 1
@@ -155,7 +155,10 @@ def test_greedy_rows_are_not_touched_by_a_neighbour_that_samples(
     static: StaticEngine, work: list[EngineRequest]
 ) -> None:
     hot = replace(work[1], sampling=SamplingParams(temperature=2.0))
-    assert answers(static, [work[0], hot])["0"].text == answers(static, [work[0]])["0"].text
+    assert (
+        answers(static, [work[0], hot])["0"].answers[0].text
+        == answers(static, [work[0]])["0"].answers[0].text
+    )
 
 
 def test_a_batch_that_breaks_costs_only_the_request_that_breaks_it(
@@ -167,7 +170,7 @@ def test_a_batch_that_breaks_costs_only_the_request_that_breaks_it(
     assert set(found) == {"0", "bad", "2", "3"}
     assert found["bad"].failure is not None
     assert found["bad"].failure.code == "engine_error"
-    assert found["0"].text == answers(static, [work[0]])["0"].text
+    assert found["0"].answers[0].text == answers(static, [work[0]])["0"].answers[0].text
 
 
 def test_a_folder_without_weights_is_a_model_error_that_names_it(tmp_path: Any) -> None:
@@ -187,7 +190,7 @@ def test_what_a_model_s_generation_config_would_cut_short_is_not_cut(
     for request in work:
         (hurried_answer,) = engine.run(iter([EngineBatch(0, (request,))]))
         (answer,) = plain.run(iter([EngineBatch(0, (request,))]))
-        assert hurried_answer.text == answer.text
+        assert hurried_answer.answers[0].text == answer.answers[0].text
         assert hurried_answer.finish_reason == answer.finish_reason
 
 
@@ -273,7 +276,10 @@ def test_any_64_bit_seed_makes_a_generator(seed: int | None) -> None:
     assert torch.equal(first, second)
 
 
-@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=3), max_size=3))
+@given(
+    st.text(max_size=20),
+    st.lists(st.text(min_size=1, max_size=3), max_size=3),
+)
 def test_a_cut_text_holds_no_stop_string(text: str, stops: list[str]) -> None:
     cut = cut_at_stop(text, stops)
     assert text.startswith(cut)

@@ -17,6 +17,7 @@ from uellm_cli.executor.journal import Journal, read_records
 from uellm_cli.executor.results import Work
 from uellm_cli.executor.run_directory import ResultFiles
 from uellm_cli.types import (
+    Answer,
     Batch,
     Completion,
     EngineBatch,
@@ -46,9 +47,8 @@ class ScriptedEngine:
             for request in batch.requests:
                 if request.custom_id != self.forgotten:
                     timing = RequestTiming(0.0, 1.0, 2.0, 2.0)
-                    yield Completion(
-                        request.custom_id, batch.batch_id, timing, "hello", 2, FinishReason.STOP
-                    )
+                    answer = Answer("hello", 2, FinishReason.STOP)
+                    yield Completion(request.custom_id, batch.batch_id, timing, (answer,))
 
 
 def run(directory: Path, engine: ScriptedEngine, oversized: tuple[str, ...] = ()) -> list[Progress]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from uellm_cli.errors import JournalError, RunDirectoryError
 from uellm_cli.executor.journal import Journal, Record, encode_record, read_records
-from uellm_cli.types import Blame, Endpoint, FinishReason, RequestTiming, Result
+from uellm_cli.types import Answer, Blame, Endpoint, FinishReason, RequestTiming, Result
 
 
 def record(custom_id: str, text: str = "answer") -> Record:
@@ -29,7 +29,7 @@ def record(custom_id: str, text: str = "answer") -> Record:
             blame=Blame.NONE,
             endpoint=Endpoint.CHAT,
             timing=RequestTiming(0.0, 1.0, 2.0, 2.0),
-            text=text,
+            answers=(Answer(text, 2, FinishReason.STOP),),
             finish_reason=FinishReason.STOP,
         ),
     )

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
+
+from msgspec.structs import replace
 
 from tests.unit.test_journal import record
 from uellm_cli.executor.openai_rows import error_row, output_row

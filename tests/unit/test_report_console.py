@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -174,7 +175,7 @@ def test_every_cause_has_its_words() -> None:
 def test_simulated_times_and_the_bundled_model_are_said_clearly() -> None:
     assert "simulated" not in rendered([ROW])
     assert "bundled" not in rendered([ROW])
-    info = replace(INFO, engine="simulated", bundled_model=True)
+    info = dataclasses.replace(INFO, engine="simulated", bundled_model=True)
     text = rendered([ROW], info)
     assert "Times are simulated: no model was run." in text
     assert "The model is the tiny bundled one" in text
@@ -194,7 +195,7 @@ def test_names_from_outside_neither_break_lines_nor_inject(name: str, width: int
         replace(LATE, custom_id=name, slo_class=name),
         replace(FAILED, custom_id=name, error=name),
     ]
-    info = replace(INFO, model=name, engine=name, scheduler=name)
+    info = dataclasses.replace(INFO, model=name, engine=name, scheduler=name)
     text = rendered(rows, info, width)
     assert all(char == "\n" or char.isprintable() for char in text)
     assert all(cell_len(line) <= width for line in text.splitlines())

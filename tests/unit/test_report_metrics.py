@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from uellm_cli.errors import UsageError
 from uellm_cli.report.goodput import GoodputTargets, count_good, parse_goodput

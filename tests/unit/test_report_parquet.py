@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from uellm_cli.errors import OutputError, RunDirectoryError
 from uellm_cli.report.parquet import read_latency_table, write_latency_table
@@ -71,7 +71,7 @@ def test_a_column_without_values_keeps_its_type(tmp_path: Path, rows: list[Laten
     write_latency_table(full, [ANSWERED])
     write_latency_table(empty, rows)
     assert pq.read_schema(empty) == pq.read_schema(full)
-    assert pq.read_schema(full).names == [field.name for field in fields(LatencyRow)]
+    assert pq.read_schema(full).names == list(LatencyRow.__struct_fields__)
 
 
 def test_a_table_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

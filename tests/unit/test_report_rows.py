@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from uellm_cli.report.blame import blame_for
 from uellm_cli.report.rows import latency_row

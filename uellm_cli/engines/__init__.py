@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from uellm_cli.clock import Clock
 from uellm_cli.registry import Registry
 from uellm_cli.types import Engine, StepTimes
+
+
+def never() -> bool:
+    """A run that nothing stops."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,8 @@ class EngineContext:
     `started_s` is the run's start on `clock`; an engine's timings count from it. `step_times` and
     `loading_s` are what simulated engines take for steps and for loading. `device_map` is
     an explicit one, a device for each module name; its GPUs are numbered as `visible_devices`
-    (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them.
+    (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them. `stop` becomes true when the run is
+    to end after the step in flight; an engine asks it between steps.
     """
 
     model: str
@@ -29,6 +35,8 @@ class EngineContext:
     step_times: StepTimes
     loading_s: float
     seed: int
+    stop: Callable[[], bool] = never
+    trust_remote_code: bool = False
 
 
 class EngineFactory(Protocol):

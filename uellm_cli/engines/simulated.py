@@ -16,6 +16,7 @@ from uellm_cli.engines import EngineContext
 from uellm_cli.errors import EngineError
 from uellm_cli.timing.simulator import static_batch_times
 from uellm_cli.types import (
+    Answer,
     Completion,
     Engine,
     EngineBatch,
@@ -66,11 +67,13 @@ class SimulatedEngine:
                     answered_s=began_s + times.first_token_s + decoding_s,
                     finished_s=began_s + times.finished_s,
                 ),
-                output_tokens=length,
-                finish_reason=(
-                    FinishReason.LENGTH if length >= request.max_tokens else FinishReason.STOP
-                ),
+                answers=(_empty_answer(request, length),),
             )
+
+
+def _empty_answer(request: EngineRequest, tokens: int) -> Answer:
+    cut = tokens >= request.max_tokens
+    return Answer("", tokens, FinishReason.LENGTH if cut else FinishReason.STOP)
 
 
 def drawn_length(request: EngineRequest, seed: int) -> int:

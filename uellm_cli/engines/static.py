@@ -28,6 +28,7 @@ from uellm_cli.engines.sampling import (
 )
 from uellm_cli.errors import EngineError, ModelError, UsageError
 from uellm_cli.types import (
+    Answer,
     Completion,
     Engine,
     EngineBatch,
@@ -176,14 +177,12 @@ class StaticEngine:
         moments: tuple[float, float, float],
     ) -> Completion:
         prefill_s, first_token_s, finished_s = moments
-        text = self._decode(answer[: end.tokens])
+        text = cut_at_stop(self._decode(answer[: end.tokens]), request.sampling.stop)
         return Completion(
             custom_id=request.custom_id,
             batch_id=batch_id,
             timing=RequestTiming(prefill_s, first_token_s, end.at_s, finished_s),
-            text=cut_at_stop(text, request.sampling.stop),
-            output_tokens=end.tokens,
-            finish_reason=end.reason,
+            answers=(Answer(text, end.tokens, end.reason),),
         )
 
     def _left_padded(self, requests: Sequence[EngineRequest]) -> tuple[torch.Tensor, torch.Tensor]:

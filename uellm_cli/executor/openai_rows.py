@@ -6,7 +6,7 @@ import hashlib
 from datetime import timedelta
 from typing import Any
 
-from uellm_cli.types import Endpoint, Result, RunInfo
+from uellm_cli.types import Answer, Endpoint, Result, RunInfo
 
 
 def output_row(result: Result, info: RunInfo) -> dict[str, Any]:
@@ -14,11 +14,6 @@ def output_row(result: Result, info: RunInfo) -> dict[str, Any]:
     own_id = _row_id(result, info)
     finished_s = result.timing.finished_s if result.timing else 0.0
     chat = result.endpoint is not Endpoint.COMPLETION
-    answer: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": result.text, "refusal": None}}
-        if chat
-        else {"text": result.text}
-    )
     body = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{own_id}",
         "object": "chat.completion" if chat else "text_completion",
@@ -26,7 +21,13 @@ def output_row(result: Result, info: RunInfo) -> dict[str, Any]:
         # Nobody shall take a simulated row for an answer.
         "model": f"simulated:{info.model}" if info.simulated else info.model,
         "choices": [
-            {"index": 0, **answer, "logprobs": None, "finish_reason": result.finish_reason}
+            {
+                "index": index,
+                **_content(answer, chat),
+                "logprobs": None,
+                "finish_reason": answer.finish_reason,
+            }
+            for index, answer in enumerate(result.answers)
         ],
         "usage": {
             "prompt_tokens": result.prompt_tokens,
@@ -40,6 +41,12 @@ def output_row(result: Result, info: RunInfo) -> dict[str, Any]:
         "response": {"status_code": 200, "request_id": f"req_{own_id}", "body": body},
         "error": None,
     }
+
+
+def _content(answer: Answer, chat: bool) -> dict[str, Any]:
+    if chat:
+        return {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+    return {"text": answer.text}
 
 
 def error_row(result: Result, info: RunInfo) -> dict[str, Any]:

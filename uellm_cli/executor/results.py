@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from uellm_cli.report.blame import blame_for
 from uellm_cli.requests.slo import INVALID_CLASS
@@ -55,8 +57,8 @@ def _row(work: Work, completion: Completion, model: ModelSpec) -> Result:
         slo_class=profiled.slo.name,
         batch_id=completion.batch_id,
         prompt_tokens=profiled.prompt_tokens,
-        predicted_tokens_p50=profiled.output.p50,
-        predicted_tokens_p90=profiled.output.p90,
+        predicted_tokens_p50=profiled.output.p50 * profiled.rounds,
+        predicted_tokens_p90=profiled.output.p90 * profiled.rounds,
         output_tokens=completion.output_tokens,
         kv_bytes=model.kv_bytes(profiled.prompt_tokens + completion.output_tokens),
         deadline_s=_deadline_s(profiled),
@@ -66,7 +68,7 @@ def _row(work: Work, completion: Completion, model: ModelSpec) -> Result:
         ttft_slo_s=profiled.slo.ttft_s,
         tpot_slo_s=profiled.slo.tpot_s,
         timing=completion.timing,
-        text=completion.text,
+        answers=completion.answers,
         finish_reason=completion.finish_reason,
         failure=completion.failure,
         source=work.request.source,

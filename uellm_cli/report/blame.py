@@ -14,7 +14,7 @@ Not told apart here: how much of a wait came from loading and how much from othe
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from uellm_cli.report.rows import request_latency, slo_met
 from uellm_cli.types import Blame, Failure, RequestTiming, Result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from uellm_cli.types import Blame, FinishReason
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_COLUMNS = tuple(field.name for field in fields(LatencyRow))
+_COLUMNS = LatencyRow.__struct_fields__
 
 
 def write_latency_table(path: Path, rows: Sequence[LatencyRow]) -> None:

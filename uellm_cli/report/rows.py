@@ -7,13 +7,12 @@ sending, so waiting in the queue counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from uellm_cli.types import Blame, FinishReason, RequestTiming, Result
 
 
-@dataclass(frozen=True, slots=True)
-class LatencyRow:
+class LatencyRow(msgspec.Struct, frozen=True, gc=False):
     """One row of `latency.parquet`. Seconds count from the request's start.
 
     A failed request has no latencies, even where some of its moments are known, so that no figure
@@ -48,8 +47,7 @@ class LatencyRow:
         return self.e2e_s - self.deadline_s
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLatency:
+class RequestLatency(msgspec.Struct, frozen=True, gc=False):
     """How long one answer took, in seconds from the request's start.
 
     `queue_s` runs to the first prefill, `ttft_s` to the first token, `e2e_s` until the answer is

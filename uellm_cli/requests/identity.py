@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import astuple, replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from uellm_cli.errors import RequestFileError
 from uellm_cli.requests.lines import NO_ID
@@ -24,9 +24,9 @@ def request_hash(request: Request) -> str:
     """
     content = (
         request.endpoint,
-        [(message.role, message.content) for message in request.messages],
+        request.messages,
         request.prompt,
-        astuple(request.sampling),
+        request.sampling,
     )
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
