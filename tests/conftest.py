@@ -8,6 +8,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 # As `uellm run` does it, before anything here imports torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# The bundled model is too small to gain by a second thread, and where another process wants the
+# core, two are many times slower than one (docs/LOG.md).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

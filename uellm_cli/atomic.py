@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from uellm_cli.errors import OutputError
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Puts `path` on the disk; if that fails, OutputError, and the old content stands.
+@contextmanager
+def replacing(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
+    """Files to write in the place of `paths`, which change together when the block has ended well.
 
-    A link is followed; a pipe or a device is written to as it is, since there is nothing to keep.
+    If one cannot be written, OutputError, and the old content of all stands. Links are followed.
     """
-    path = path.resolve()
-    part = path.with_name(path.name + ".part")
+    targets = [path.resolve() for path in paths]
+    parts = [target.with_name(target.name + ".part") for target in targets]
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content)
-            return
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_directory(path.parent)
+        with ExitStack() as stack:
+            files = [stack.enter_context(part.open("wb")) for part in parts]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for part, target in zip(parts, targets, strict=True):
+            part.replace(target)
+        for directory in {target.parent for target in targets}:
+            sync_directory(directory)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        names = ", ".join(str(target) for target in targets)
+        raise OutputError(f"{names}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for part in parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts `content` in the place of `path`, as `replacing` does.
+
+    A pipe or a device is written to as it is, since there is nothing to keep.
+    """
+    if path.exists() and not path.is_file():
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        return
+    with replacing(path) as (file,):
+        file.write(content)
 
 
 def write_json(path: Path, document: object) -> None:

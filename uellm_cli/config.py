@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,29 @@ class OutputFormat(StrEnum):
 
     JSONL = "jsonl"
     PARQUET = "parquet"
+
+
+class Redoable(StrEnum):
+    """Kinds of results that can be made again."""
+
+    FAILED = "failed"
+    EXPIRED = "expired"
+    TRUNCATED = "truncated"
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How to go on with a run.
+
+    `redo` kinds of results are made again, with at least `max_tokens` to say if that is given.
+    `changed_only` allows inputs that have changed, and answers what is new or different in them.
+    `changes` are settings given anew, by their names in `Settings`; the others stay as they were.
+    """
+
+    redo: tuple[Redoable, ...] = ()
+    max_tokens: int | None = None
+    changed_only: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ decides is in its own room.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from msgspec import structs
 
 from uellm_cli.atomic import write_json
 from uellm_cli.clock import Clock
-from uellm_cli.config import Settings
+from uellm_cli.config import Resume, Settings
 from uellm_cli.deployer import PLACEMENTS
 from uellm_cli.deployer.budget import plan_budget, workload_of
 from uellm_cli.deployer.export import cuda_visible_devices, device_map
@@ -26,43 +26,50 @@ from uellm_cli.deployer.verify import check_placement
 from uellm_cli.engines import ENGINES, EngineContext
 from uellm_cli.errors import ExitCode, PlacementError, RequestFileError
 from uellm_cli.executor import run_directory as files
-from uellm_cli.executor.execute import Progress, RunTimer, execute
-from uellm_cli.executor.journal import read_records
-from uellm_cli.executor.results import refused
-from uellm_cli.executor.run_directory import ResultFiles
+from uellm_cli.executor.durability import parse_durability
+from uellm_cli.executor.execute import Conduct, RunTimer, execute
+from uellm_cli.executor.index import Index, ResultReader, read_index
+from uellm_cli.executor.outputs import ResultSink, Rows, write_all, write_rows
+from uellm_cli.executor.progress import Progress
 from uellm_cli.executor.run_info import new_run, resumed_run
 from uellm_cli.executor.session import (
+    all_done,
+    begin_again,
+    done_before,
     encoder_of,
-    latest_s,
-    rows_of_unanswered,
+    left_to_do,
     timer_of,
-    unanswered,
 )
+from uellm_cli.executor.stop import Stop
 from uellm_cli.hardware import detect_topology, load_topology
 from uellm_cli.models.files import bundled_model
 from uellm_cli.models.spec import load_model_spec
-from uellm_cli.models.tokens import PromptTokenizer, load_tokenizer
-from uellm_cli.profiler import Profile, profile_requests
+from uellm_cli.models.tokens import load_tokenizer
+from uellm_cli.profiler import Profile, Profiler
 from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
 from uellm_cli.report.goodput import GoodputTargets
 from uellm_cli.report.json_report import report_document
 from uellm_cli.report.metrics import RunReport, summarise
-from uellm_cli.report.parquet import read_latency_table, write_latency_table
+from uellm_cli.report.parquet import read_latency_table
 from uellm_cli.report.rows import latency_row
-from uellm_cli.requests import load_slo_rules, read_all
+from uellm_cli.requests import expand_paths, load_slo_rules, read_requests
+from uellm_cli.requests.slo import SloRules
+from uellm_cli.requests.store import RequestStore
 from uellm_cli.scheduler import SCHEDULERS
 from uellm_cli.timing.loading import loading_s
 from uellm_cli.timing.roofline import step_times
 from uellm_cli.timing.simulator import judge
 from uellm_cli.types import (
+    Budget,
     InvalidRequest,
     ModelSpec,
     Placement,
     Plan,
     ProfiledRequest,
     Request,
-    Result,
     RunInfo,
+    Schedule,
+    Scheduler,
     Topology,
     Workload,
 )
@@ -74,22 +81,35 @@ UNKNOWN_WORKLOAD_TOKENS = 2048
 class Observer(Protocol):
     """Who watches a run; the command line draws what it is told."""
 
-    def on_read(self, info: RunInfo, valid: int, invalid: int) -> None: ...
+    def on_read(self, info: RunInfo, profiled: Profiled) -> None: ...
+
+    def on_journal(self, index: Index) -> None:
+        """What an earlier session left; told of a resumed run only."""
+        ...
 
     def on_plan(self, plan: Plan) -> None: ...
 
-    def on_progress(self, progress: Progress) -> None: ...
+    def on_progress(self, look: Callable[[], Progress]) -> None:
+        """Told after every batch; `look` says where the run stands."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Profiled:
-    """Requests with all that is known of them before a model is loaded."""
+    """Requests with all that is known of them before a model is loaded; their text is not kept.
 
-    requests: tuple[Request, ...]
+    `notes` are remarks on the files for the user.
+    """
+
+    requests: list[ProfiledRequest]
+    invalid: list[InvalidRequest]
     profile: Profile
-    invalid: tuple[InvalidRequest, ...]
-    model: ModelSpec
-    tokenizer: PromptTokenizer
+    profiler: Profiler
+    notes: tuple[str, ...]
+
+    @property
+    def model(self) -> ModelSpec:
+        return self.profiler.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +129,40 @@ class RunOutcome:
         return ExitCode.OK
 
 
-def profile(settings: Settings, started: datetime) -> Profiled:
-    """Reads the requests and says how long each prompt is and each answer will be."""
-    requests, invalid = _read_requests(settings, started)
+def profile(settings: Settings, started: datetime, store: RequestStore | None = None) -> Profiled:
+    """Reads the requests and says how long each prompt is and each answer will be.
+
+    Text is read once and in pieces; `store` keeps what is needed of it to run.
+    """
+    slo_file = settings.slo_file
+    rules = SloRules() if slo_file is None else load_slo_rules(Path(slo_file), started)
     model = load_model_spec(model_of(settings))
-    tokenizer = load_tokenizer(model_of(settings))
-    predictor = LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options)
-    profile = profile_requests(requests, tokenizer, model, predictor, settings.max_tokens)
-    if not profile.requests:
-        first = profile.invalid[0]
-        raise RequestFileError(
-            f"{first.source}: none of the {len(requests)} requests suits the model; the first: "
-            f"{first.reason}"
-        )
-    _refuse_if_strict(settings, profile.invalid)
-    return Profiled(requests, profile, (*invalid, *profile.invalid), model, tokenizer)
+    profiler = Profiler(
+        tokenizer=load_tokenizer(model_of(settings), settings.trust_remote_code),
+        model=model,
+        predictor=LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options),
+        max_tokens=settings.max_tokens,
+        truncate=settings.truncate_prompt,
+    )
+    invalid: list[InvalidRequest] = []
+    notes: list[str] = []
+    rows = read_requests(
+        settings.requests, started=started, limit=settings.limit, note=notes.append
+    )
+    valid = _promised(rows, rules, invalid)
+    known = profiler.profile(valid, keep=store.add if store is not None else None)
+    invalid += known.invalid
+    if not known.requests:
+        raise _nothing_to_run(settings, invalid)
+    _refuse_if_strict(settings, invalid)
+    return Profiled(known.requests, invalid, known, profiler, tuple(notes))
 
 
 def plan(settings: Settings, started: datetime) -> tuple[Profiled, Plan]:
     """Profiles, then decides everything: budget, order, placement, and the verdict on them."""
     _refuse_unknown_variants(settings)
     profiled = profile(settings, started)
-    return profiled, plan_for(settings, profiled.model, profiled.profile.requests)
+    return profiled, plan_for(settings, profiled.model, profiled.requests)
 
 
 def plan_for(
@@ -151,7 +183,7 @@ def plan_for(
         raise PlacementError(f"{settings.placement.name} does not hold: {'; '.join(problems)}")
     rules = algorithm if isinstance(algorithm, MemoryRules) else None
     budget = plan_budget(model, topology, placement, rules)
-    schedule = scheduler.schedule(requests, budget)
+    schedule = _scheduled(scheduler, requests, budget, elapsed_s)
     step = step_times(model, topology, placement)
     verdict = judge(schedule, requests, step, start_s=elapsed_s + loading_s(model))
     return Plan(model, topology, budget, placement, schedule, step, verdict)
@@ -162,8 +194,7 @@ def plan_deploy(settings: Settings, started: datetime) -> tuple[Placement, Model
     model = load_model_spec(model_of(settings))
     topology = topology_of(settings)
     if settings.requests:
-        requests = profile(settings, started).profile.requests
-        workload = workload_of(requests, settings.max_batch)
+        workload = workload_of(profile(settings, started).requests, settings.max_batch)
     else:
         tokens = min(UNKNOWN_WORKLOAD_TOKENS, model.context_tokens)
         workload = Workload(settings.max_batch, tokens, tokens)
@@ -174,53 +205,63 @@ def plan_deploy(settings: Settings, started: datetime) -> tuple[Placement, Model
 def run(
     settings: Settings,
     directory: Path,
-    resume: bool,
+    resume: Resume | None,
     started: datetime,
     clock: Clock,
+    stop: Stop,
     observer: Observer,
 ) -> RunOutcome:
     """Answers every request and keeps each answer the moment its batch ends.
 
-    A resumed run keeps the first one's settings and start, and answers what the journal lacks.
+    With `resume` a run keeps the first one's settings and start, and answers what the journal
+    lacks or what is asked for again.
     """
-    with files.opened(directory, resume) as journal:
-        if resume:
-            settings, info = resumed_run(settings, directory)
+    with files.opened(directory, resume is not None) as journal:
+        if resume is not None:
+            settings, info = resumed_run(settings.requests, resume, directory)
+            observer.on_journal(journal.index)
         _refuse_unknown_variants(settings)
         factory = ENGINES.build(settings.engine.name, settings.engine.options)
-        if not resume:
+        if resume is None:
+            virtual = factory.in_virtual_time
             settings, info = new_run(
-                settings, model_of(settings), factory.in_virtual_time, directory, sys.argv, started
+                settings, model_of(settings), virtual, directory, sys.argv, started
             )
-        profiled = profile(settings, info.started)
-        observer.on_read(info, len(profiled.profile.requests), len(profiled.invalid))
-        work = unanswered(profiled.requests, profiled.profile.requests, journal.records)
-        if work:
-            info = replace(info, duration_s=None)
+        journal.keep(parse_durability(settings.durability))
+        store = RequestStore(directory, info.model_fingerprint)
+        profiled = profile(settings, info.started, store)
+        observer.on_read(info, profiled)
 
-        timer = timer_of(info, clock, journal.records)
-        refusals = [refused(invalid) for invalid in profiled.invalid]
+        begin_again(journal, resume or Resume(), store)
+        todo = left_to_do(profiled.requests, journal, store, profiled.profiler)
+        timer = timer_of(info, clock, journal.index)
+        inputs = expand_paths(settings.requests)
+        rows = Rows(journal, store, profiled.requests, profiled.invalid, inputs, profiled.model)
+        if todo:
+            info = replace(info, duration_s=None)
         write_json(directory / files.RUN, info)
-        with ResultFiles.open(directory, info, journal, refusals) as sink:
-            if work:
-                decided = plan_for(
-                    settings,
-                    profiled.model,
-                    [member.profiled for member in work.values()],
-                    timer.began_s,
-                )
-                write_json(directory / files.PLAN, decided)
-                observer.on_plan(decided)
-                try:
-                    engine = factory.start(_engine_context(settings, decided, timer))
-                    encode = encoder_of(info, profiled.tokenizer)
-                    execute(decided, work, encode, engine, sink, timer, observer.on_progress)
-                except KeyboardInterrupt:
-                    info = replace(info, interrupted=True)
-        rows = [*sink.results, *rows_of_unanswered(work, sink.results, profiled.model)]
+        write_rows(directory, rows, info)
+        if todo:
+            decided = plan_for(settings, profiled.model, [*todo.profiled.values()], timer.began_s)
+            write_json(directory / files.PLAN, decided)
+            observer.on_plan(decided)
+            conduct = Conduct(
+                timer,
+                stop,
+                observer.on_progress,
+                total=len(profiled.requests) + len(profiled.invalid),
+                before=done_before(journal, len(profiled.invalid)),
+                on_late=settings.on_late,
+            )
+            with ResultSink(directory, info, journal) as sink:
+                engine = factory.start(_engine_context(settings, decided, timer, stop))
+                encode = encoder_of(info, profiled.profiler.tokenizer)
+                with stop.deferred():
+                    execute(decided, todo, encode, engine, sink, conduct)
+            info = replace(info, interrupted=not all_done(todo, journal))
         # A run that had come to its end already took as long as it took.
         duration_s = timer.elapsed_s() if info.duration_s is None else info.duration_s
-        return RunOutcome(info, _conclude(directory, info, rows, duration_s))
+        return _concluded(directory, rows, replace(info, duration_s=duration_s), settings)
 
 
 def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, RunReport]:
@@ -229,9 +270,11 @@ def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, Ru
     if info.duration_s is not None:
         rows = read_latency_table(directory / files.LATENCY)
         return info, summarise(rows, info.duration_s, goodput)
-    records, _ = read_records(directory / files.JOURNAL)
-    rows = [latency_row(record.result) for record in records]
-    return info, summarise(rows, latest_s(records), goodput)
+    index = read_index(directory / files.JOURNAL)
+    with (directory / files.JOURNAL).open("rb") as journal:
+        reader = ResultReader(journal)
+        rows = (latency_row(reader.result(entry)) for entry in index.entries.values())
+        return info, summarise(rows, index.latest_s, goodput)
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -249,18 +292,42 @@ def model_of(settings: Settings) -> str:
     return str(Path(settings.model).expanduser()) if is_home else settings.model
 
 
-def _read_requests(
-    settings: Settings, started: datetime
-) -> tuple[tuple[Request, ...], tuple[InvalidRequest, ...]]:
-    found = read_all(settings.requests, started=started, limit=settings.limit)
-    _refuse_if_strict(settings, found.invalid)
-    if settings.slo_file is None:
-        return found.valid, found.invalid
-    rules = load_slo_rules(Path(settings.slo_file), started)
-    promised = tuple(
-        structs.replace(request, slo=rules.slo_for(request)) for request in found.valid
+def _promised(
+    rows: Iterator[Request | InvalidRequest], rules: SloRules, invalid: list[InvalidRequest]
+) -> Iterator[Request]:
+    """The valid requests with what they are promised; the others are put aside."""
+    for row in rows:
+        if isinstance(row, InvalidRequest):
+            invalid.append(row)
+        else:
+            yield structs.replace(row, slo=rules.slo_for(row)) if row.slo is None else row
+
+
+def _scheduled(
+    scheduler: Scheduler, requests: Sequence[ProfiledRequest], budget: Budget, elapsed_s: float
+) -> Schedule:
+    """The schedule of what can still be in time, then of what cannot: no promise of it is left."""
+    past = [r for r in requests if r.finish_by_s is not None and r.finish_by_s <= elapsed_s]
+    if not past:
+        return scheduler.schedule(requests, budget)
+    gone = {request.custom_id for request in past}
+    first = scheduler.schedule([r for r in requests if r.custom_id not in gone], budget)
+    then = scheduler.schedule(past, budget)
+    moved = (
+        structs.replace(batch, batch_id=batch.batch_id + len(first.batches))
+        for batch in then.batches
     )
-    return promised, found.invalid
+    return Schedule(first.algorithm, (*first.batches, *moved), (*first.oversized, *then.oversized))
+
+
+def _nothing_to_run(settings: Settings, invalid: Sequence[InvalidRequest]) -> RequestFileError:
+    if not invalid:
+        return RequestFileError(f"{', '.join(settings.requests)}: no requests were read")
+    first = invalid[0]
+    return RequestFileError(
+        f"{', '.join(settings.requests)}: none of {len(invalid)} lines is a valid request; the "
+        f"first is {first.source}: {first.field}: {first.reason}"
+    )
 
 
 def _refuse_if_strict(settings: Settings, invalid: Sequence[InvalidRequest]) -> None:
@@ -279,7 +346,7 @@ def _refuse_unknown_variants(settings: Settings) -> None:
     PLACEMENTS.build(settings.placement.name, settings.placement.options)
 
 
-def _engine_context(settings: Settings, plan: Plan, timer: RunTimer) -> EngineContext:
+def _engine_context(settings: Settings, plan: Plan, timer: RunTimer, stop: Stop) -> EngineContext:
     return EngineContext(
         model=model_of(settings),
         device_map=device_map(plan.placement, plan.model, plan.topology),
@@ -289,16 +356,14 @@ def _engine_context(settings: Settings, plan: Plan, timer: RunTimer) -> EngineCo
         step_times=plan.step_times,
         loading_s=loading_s(plan.model),
         seed=settings.seed,
+        stop=stop,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 
-def _conclude(
-    directory: Path, info: RunInfo, results: Sequence[Result], duration_s: float
-) -> RunReport:
-    """Writes what a run leaves beside its results: latencies, figures, and its duration."""
-    rows = [latency_row(result) for result in results]
-    figures = summarise(rows, duration_s)
-    write_latency_table(directory / files.LATENCY, rows)
+def _concluded(directory: Path, rows: Rows, info: RunInfo, settings: Settings) -> RunOutcome:
+    """Writes what a run leaves; `run.json` last, since its duration says that the rest is there."""
+    figures = write_all(directory, rows, info, settings.output_format)
     write_json(directory / files.REPORT, report_document(figures))
-    write_json(directory / files.RUN, replace(info, duration_s=duration_s))
-    return figures
+    write_json(directory / files.RUN, info)
+    return RunOutcome(info, figures)

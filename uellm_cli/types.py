@@ -496,7 +496,8 @@ class RequestTiming(msgspec.Struct, frozen=True, gc=False):
     """Moments of one request, in seconds from the run's start.
 
     `answered_s` is when its own last token was made; `finished_s` is when it was handed back,
-    which in a static batch is when the batch's longest member ended.
+    which in a static batch is when the batch's longest member ended. Of several answers, made one
+    after the other, the first two are of the first answer and the others of the last.
     """
 
     prefill_s: float
@@ -520,6 +521,10 @@ class EngineBatch(msgspec.Struct, frozen=True, gc=False):
     requests: tuple[EngineRequest, ...]
 
 
+# OpenAI's error code of a request that was not run because its deadline had passed.
+EXPIRED = "batch_expired"
+
+
 class Failure(msgspec.Struct, frozen=True, gc=False):
     """Why a request has no answer: a short code, a sentence, and the field it is about, if any."""
 
@@ -531,7 +536,8 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """A token of an answer, its natural log probability, and the likeliest others in its place.
 
-    `token` is its text; where that is only a part of a character, `raw` has its bytes.
+    `token` is its text and `raw` its bytes; of a part of a character the text is its escaped bytes.
+    A special token is no text: it has a name and no bytes.
     """
 
     token: str
@@ -621,6 +627,7 @@ class RunInfo:
     command: tuple[str, ...]
     started: datetime
     model: str
+    model_fingerprint: str
     bundled_model: bool
     engine: str
     scheduler: str

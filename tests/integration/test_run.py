@@ -233,7 +233,7 @@ def test_requests_from_standard_input_are_kept_with_the_run(tmp_path: Path) -> N
     process = start("run", "-", "-o", tmp_path / "run", "--quiet")
     _, err = process.communicate('{"prompt": "Is 7 even?", "max_tokens": 8}\n')
     assert process.returncode == 0, err
-    assert (tmp_path / "run" / "stdin.jsonl").exists()
+    assert (tmp_path / "run" / "requests-piped").exists()
     assert len(lines(tmp_path / "run" / "results.jsonl")) == 1
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,9 +17,18 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tests.builders import ONE_SECOND_STEPS, chat, exactly
+from tests.builders import exactly
+from tests.unit.engine_cases import (
+    HOT,
+    answers,
+    context,
+    in_batches,
+    model_work,
+    static_engine,
+    texts,
+)
 from uellm_cli.clock import SystemClock, VirtualClock
-from uellm_cli.engines import ENGINES, EngineContext
+from uellm_cli.engines import ENGINES
 from uellm_cli.engines.sampling import (
     RowSampling,
     cut_at_stop,
@@ -27,54 +36,28 @@ from uellm_cli.engines.sampling import (
     resolve_sampling,
     row_generator,
 )
-from uellm_cli.engines.simulated import drawn_length
+from uellm_cli.engines.simulated import drawn_length, drawn_lengths
 from uellm_cli.engines.static import StaticEngine, within_mask
 from uellm_cli.errors import EngineError, ModelError
-from uellm_cli.models.tokens import load_tokenizer
 from uellm_cli.types import (
     QUANTILE_LEVELS,
-    Completion,
     EngineBatch,
     EngineRequest,
     FinishReason,
     LengthEstimate,
+    RequestTiming,
     SamplingParams,
 )
-
-PROMPTS = ["Count from 3 to 9.", "Spell the word cat.", "Is 7 even?", "Count from 3 to 200."]
-
-
-def context(model: str, clock: SystemClock | VirtualClock) -> EngineContext:
-    return EngineContext(
-        model=model,
-        device_map={"": "cpu"},
-        visible_devices=None,
-        clock=clock,
-        started_s=clock.now_s(),
-        step_times=ONE_SECOND_STEPS,
-        loading_s=3.0,
-        seed=0,
-    )
 
 
 @pytest.fixture(scope="module")
 def static(tiny_llm: str) -> StaticEngine:
-    engine = ENGINES.build("static").start(context(tiny_llm, SystemClock()))
-    assert isinstance(engine, StaticEngine)
-    return engine
+    return static_engine(tiny_llm)
 
 
 @pytest.fixture(scope="module")
 def work(tiny_llm: str) -> list[EngineRequest]:
-    ids = load_tokenizer(tiny_llm).encode([chat(str(i), text) for i, text in enumerate(PROMPTS)])
-    return [
-        EngineRequest(str(i), tuple(prompt), 30, SamplingParams(), exactly(5))
-        for i, prompt in enumerate(ids)
-    ]
-
-
-def answers(engine: StaticEngine, requests: Sequence[EngineRequest]) -> dict[str, Completion]:
-    return {c.custom_id: c for c in engine.run(iter([EngineBatch(0, tuple(requests))]))}
+    return model_work(tiny_llm)
 
 
 # --- Static --------------------------------------------------------------------------------------
@@ -138,14 +121,12 @@ def test_an_answer_stops_before_its_stop_string(
 def test_a_seed_gives_the_same_answer_whatever_the_batch(
     static: StaticEngine, work: list[EngineRequest]
 ) -> None:
-    # So hot that even a sure model wavers.
-    hot = SamplingParams(temperature=8.0, seed=11)
-    request = replace(work[1], sampling=hot)
+    request = replace(work[1], sampling=HOT)
     alone = answers(static, [request])["1"]
     beside = answers(static, [work[0], request, work[3]])["1"]
     assert beside.answers[0].text == alone.answers[0].text
     others = {
-        answers(static, [replace(request, sampling=replace(hot, seed=seed))])["1"].answers[0].text
+        answers(static, [replace(request, sampling=replace(HOT, seed=seed))])["1"].answers[0].text
         for seed in range(5)
     }
     assert len(others) > 1
@@ -175,7 +156,7 @@ def test_a_batch_that_breaks_costs_only_the_request_that_breaks_it(
 
 def test_a_folder_without_weights_is_a_model_error_that_names_it(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
-        ENGINES.build("static").start(context(str(tmp_path), SystemClock()))
+        static_engine(str(tmp_path))
 
 
 def test_what_a_model_s_generation_config_would_cut_short_is_not_cut(
@@ -185,36 +166,52 @@ def test_what_a_model_s_generation_config_would_cut_short_is_not_cut(
     config = tmp_path / "model" / "generation_config.json"
     hurried = {"max_time": 1e-4, "max_length": 3, "min_new_tokens": 9, "num_beams": 2}
     config.write_text(json.dumps(json.loads(config.read_text()) | hurried))
-    engine = ENGINES.build("static").start(context(str(tmp_path / "model"), SystemClock()))
-    plain = ENGINES.build("static").start(context(tiny_llm, SystemClock()))
+    engine, plain = static_engine(str(tmp_path / "model")), static_engine(tiny_llm)
     for request in work:
-        (hurried_answer,) = engine.run(iter([EngineBatch(0, (request,))]))
-        (answer,) = plain.run(iter([EngineBatch(0, (request,))]))
+        (hurried_answer,) = answers(engine, [request]).values()
+        (answer,) = answers(plain, [request]).values()
         assert hurried_answer.answers[0].text == answer.answers[0].text
         assert hurried_answer.finish_reason == answer.finish_reason
 
 
-def test_memory_of_a_broken_batch_is_free_before_its_halves_run(
-    static: StaticEngine, work: list[EngineRequest], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_model_s_own_code_is_run_only_where_it_is_trusted(
+    trusted: bool, tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: list[weakref.ref[Ballast]] = []
-    seen: list[int] = []
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llm, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "unheard_of", "auto_map": AUTO_MAP}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE)
+    if trusted:
+        engine = static_engine(str(folder), trust_remote_code=True)
+        assert type(engine.model).__name__ == "OwnModel"
+    else:
+        with pytest.raises(ModelError, match="trust_remote_code"):
+            static_engine(str(folder))
 
-    def out_of_memory(*_: object, **__: object) -> None:
-        seen.append(sum(ref() is not None for ref in alive))
-        ballast = Ballast()
-        alive.append(weakref.ref(ballast))
-        raise torch.OutOfMemoryError(f"{ballast}")
 
-    monkeypatch.setattr(static.model, "generate", out_of_memory)
-    found = answers(static, work)
-    assert seen == [0] * 7  # four rows, two halves, four alone
-    assert {c.failure.code for c in found.values() if c.failure} == {"out_of_memory"}
-    assert len(found) == 4
+AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "unheard_of"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 
 
-class Ballast:
-    """Stands for a batch's KV cache."""
+def test_weights_are_read_from_safetensors_only(tiny_llm: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llm, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    weights = AutoModelForCausalLM.from_pretrained(tiny_llm).state_dict()
+    torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        static_engine(str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(
@@ -327,3 +324,70 @@ def test_simulated_lengths_follow_the_prediction_and_stay_below_the_cap() -> Non
     assert lengths[0] == 5
     assert sum(n <= 25 for n in lengths) / 2000 == pytest.approx(QUANTILE_LEVELS[2], abs=0.05)
     assert drawn_length(replace(requests[0], output=None), seed=0) == 60
+
+
+def test_simulated_answers_are_made_one_after_the_other_each_of_its_own_length() -> None:
+    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    engine = ENGINES.build("simulated", {"load_s": 0}).start(context("none", clock))
+    spread = LengthEstimate((5, 10, 25, 50, 75, 90, 95, 99), "test")
+    three = EngineRequest("a", (1, 2), 90, SamplingParams(n=3), spread)
+    one = EngineRequest("b", (1,), 100, SamplingParams(), exactly(7))
+    found = answers(engine, [three, one])
+    lengths = drawn_lengths(three, seed=0)
+    assert [answer.output_tokens for answer in found["a"].answers] == lengths
+    assert lengths[0] == drawn_length(three, seed=0)
+    assert len(set(lengths)) == 3
+    # Steps of one second: a round takes as many as its longest answer has tokens.
+    first_round_s = max(lengths[0], 7)
+    assert found["b"].timing == RequestTiming(0.0, 1.0, 7.0, first_round_s)
+    end_s = first_round_s + lengths[1] + lengths[2]
+    assert found["a"].timing == RequestTiming(0.0, 1.0, end_s, end_s)
+    assert clock.now_s() == end_s
+
+
+def test_a_simulated_greedy_answer_is_made_once_and_given_as_often_as_asked() -> None:
+    clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    engine = ENGINES.build("simulated", {"load_s": 0}).start(context("none", clock))
+    greedy = EngineRequest("a", (1,), 100, SamplingParams(temperature=0, n=3), exactly(7))
+    completion = answers(engine, [greedy])["a"]
+    assert [answer.output_tokens for answer in completion.answers] == [7, 7, 7]
+    assert clock.now_s() == 7.0
+
+
+# --- Every engine --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_an_engine_that_is_stopped_pulls_no_further_batch(
+    name: str, work: list[EngineRequest], tiny_llm: str
+) -> None:
+    virtual = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    factory = ENGINES.build(name)
+    pulled: list[int] = []
+    stopped = Event()
+    clock = virtual if factory.in_virtual_time else SystemClock()
+    engine = factory.start(context(tiny_llm, clock, stop=stopped.is_set))
+
+    def batches() -> Iterator[EngineBatch]:
+        for batch in in_batches(work[:1], work[1:2], work[2:]):
+            pulled.append(batch.batch_id)
+            yield batch
+
+    for completion in engine.run(batches()):
+        if completion.batch_id == 1:
+            stopped.set()
+    assert pulled == [0, 1]
+    assert list(engine.run(batches())) == []
+    assert pulled == [0, 1]
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_an_engine_makes_as_many_answers_as_asked(
+    name: str, work: list[EngineRequest], tiny_llm: str
+) -> None:
+    virtual = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    factory = ENGINES.build(name)
+    engine = factory.start(context(tiny_llm, virtual if factory.in_virtual_time else SystemClock()))
+    asked = {"0": 1, "1": 3, "2": 2}
+    batch = [replace(work[int(i)], sampling=replace(HOT, n=n)) for i, n in asked.items()]
+    assert {i: len(texts(c)) for i, c in answers(engine, batch).items()} == asked

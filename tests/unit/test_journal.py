@@ -1,20 +1,38 @@
 from __future__ import annotations
 
+import os
 import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uellm_cli.errors import JournalError, RunDirectoryError
-from uellm_cli.executor.journal import Journal, Record, encode_record, read_records
-from uellm_cli.types import Answer, Blame, Endpoint, FinishReason, RequestTiming, Result
+from uellm_cli.config import Redoable
+from uellm_cli.errors import JournalError, RunDirectoryError, UsageError
+from uellm_cli.executor.durability import Durability, parse_durability
+from uellm_cli.executor.index import read_index
+from uellm_cli.executor.journal import Journal
+from uellm_cli.executor.records import Outcome, Record, Redo, Void, encode_line
+from uellm_cli.types import (
+    EXPIRED,
+    Answer,
+    Blame,
+    Endpoint,
+    Failure,
+    FinishReason,
+    RequestTiming,
+    Result,
+)
 
 
-def record(custom_id: str, text: str = "answer") -> Record:
+def record(custom_id: str, text: str = "answer", cut: bool = False, key: str = "key") -> Record:
+    reason = FinishReason.LENGTH if cut else FinishReason.STOP
     return Record(
-        "hash",
+        key,
         Result(
             custom_id=custom_id,
             slo_class="default",
@@ -29,26 +47,51 @@ def record(custom_id: str, text: str = "answer") -> Record:
             blame=Blame.NONE,
             endpoint=Endpoint.CHAT,
             timing=RequestTiming(0.0, 1.0, 2.0, 2.0),
-            answers=(Answer(text, 2, FinishReason.STOP),),
-            finish_reason=FinishReason.STOP,
+            answers=(Answer(text, 2, reason),),
+            finish_reason=reason,
         ),
     )
 
 
-def write(path: Path, *records: Record) -> None:
+def failure(custom_id: str, code: str = "engine_error") -> Record:
+    answered = record(custom_id).result
+    return Record(
+        "key",
+        Result(
+            **{name: getattr(answered, name) for name in answered.__struct_fields__}
+            | {"answers": (), "finish_reason": None, "timing": None}
+            | {"failure": Failure(code, "it broke")}
+        ),
+    )
+
+
+def write(path: Path, *lines: Record | Redo | Void) -> None:
     with Journal.open(path) as journal:
-        for entry in records:
-            journal.append(entry)
-        journal.commit()
+        for line in lines:
+            if isinstance(line, Record):
+                journal.append(line)
+                journal.commit()
+            else:
+                journal.note(line)
 
 
-@given(text=st.text())
+def results(path: Path) -> dict[str, Result]:
+    """What stands, by id, each result read whole."""
+    with Journal.open(path) as journal:
+        return {
+            custom_id: journal.reader.result(entry)
+            for custom_id, entry in journal.index.entries.items()
+        }
+
+
+@given(text=st.text(), long=st.booleans())
 def test_any_answer_comes_back_as_it_went_in(
-    tmp_path_factory: pytest.TempPathFactory, text: str
+    tmp_path_factory: pytest.TempPathFactory, text: str, long: bool
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal"
-    write(path, record("a", text), record("b"))
-    assert read_records(path)[0] == [record("a", text), record("b")]
+    first = record("a", text * 500 if long else text)
+    write(path, first, record("b"))
+    assert results(path) == {"a": first.result, "b": record("b").result}
 
 
 def test_what_is_not_committed_is_not_in_the_journal(tmp_path: Path) -> None:
@@ -57,41 +100,96 @@ def test_what_is_not_committed_is_not_in_the_journal(tmp_path: Path) -> None:
         journal.append(record("a"))
         journal.commit()
         journal.append(record("b"))
-    assert read_records(path)[0] == [record("a")]
+        assert set(journal.index.entries) == {"a"}
+    assert set(results(path)) == {"a"}
 
 
 @given(data=st.data())
-def test_a_journal_cut_anywhere_keeps_every_whole_record_and_goes_on(
+def test_a_journal_cut_anywhere_keeps_every_whole_record_and_says_what_was_torn(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal"
-    whole = [encode_record(record(str(i), "ü" * i)) for i in range(4)]
+    whole = [encode_line(record(str(i), "ü" * i)) for i in range(4)]
     content = b"".join(whole)
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
     kept = sum(len(b"".join(whole[: i + 1])) <= cut for i in range(4))
 
     with Journal.open(path) as journal:
-        assert [r.result.custom_id for r in journal.records] == [str(i) for i in range(kept)]
+        assert list(journal.index.entries) == [str(i) for i in range(kept)]
+        assert journal.index.torn_bytes == cut - len(b"".join(whole[:kept]))
         journal.append(record("next"))
         journal.commit()
-    assert [r.result.custom_id for r in read_records(path)[0]] == [
-        *(str(i) for i in range(kept)),
-        "next",
-    ]
+    assert list(results(path)) == [*(str(i) for i in range(kept)), "next"]
 
 
-def test_a_damaged_record_with_whole_ones_behind_it_is_refused_with_its_line(
-    tmp_path: Path,
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_a_damaged_record_costs_itself_alone_and_is_counted(
+    tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
 ) -> None:
-    path = tmp_path / "journal"
+    path = tmp_path_factory.mktemp("journal") / "journal"
     write(path, record("a"), record("b"), record("c"))
     content = bytearray(path.read_bytes())
-    content[len(encode_record(record("a"))) + 20] ^= 1
+    first, second = (len(encode_line(record(name))) for name in "ab")
+    place = first + at % (second - 1)  # within b's record, its newline left out
+    content[place] ^= 1 << bit
     path.write_bytes(content)
-    with pytest.raises(JournalError, match="journal:2: the journal is damaged"):
-        Journal.open(path)
-    assert path.read_bytes() == content
+    index = read_index(path)
+    # The flip may have made a newline, which cuts the record in two.
+    assert index.damaged in (1, 2)
+    assert {name: index.entries[name].outcome for name in index.entries} == {
+        "a": Outcome.ANSWERED,
+        "c": Outcome.ANSWERED,
+    }
+
+
+def test_the_newest_answer_stands_and_the_old_one_stays_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    redo = Redo((Redoable.TRUNCATED,), 50)
+    write(path, record("a", "cut", cut=True), record("b"), redo)
+    index = read_index(path)
+    assert index.entries["a"].redo == redo
+    assert index.entries["b"].redo is None
+    assert index.pending_redo()
+    assert results(path)["a"].answers[0].text == "cut"
+
+    write(path, record("a", "whole"))
+    assert not read_index(path).pending_redo()
+    assert results(path)["a"].answers[0].text == "whole"
+    assert path.read_bytes().count(b'"custom_id":"a"') == 2
+
+
+def test_an_answer_stands_when_trying_again_fails(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write(path, record("a", "cut", cut=True), Redo((Redoable.TRUNCATED,)), failure("a"))
+    assert results(path)["a"].answers[0].text == "cut"
+    assert not read_index(path).pending_redo()
+
+
+@pytest.mark.parametrize(
+    ("which", "reopened"),
+    [
+        (Redoable.FAILED, {"failed"}),
+        (Redoable.EXPIRED, {"expired"}),
+        (Redoable.TRUNCATED, {"cut"}),
+    ],
+)
+def test_only_the_asked_kind_is_made_again(
+    which: Redoable, reopened: set[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    write(path, record("fine"), record("cut", cut=True), failure("failed"))
+    write(path, failure("expired", EXPIRED), Redo((which,)))
+    entries = read_index(path).entries
+    assert {name for name, entry in entries.items() if entry.redo is not None} == reopened
+
+
+def test_a_void_result_counts_no_more_until_there_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write(path, record("a"), record("b"), Void(("a",)))
+    assert set(read_index(path).entries) == {"b"}
+    write(path, record("a", "new", key="other"))
+    assert read_index(path).entries["a"].key == "other"
 
 
 def test_two_runs_cannot_write_one_journal(tmp_path: Path) -> None:
@@ -106,15 +204,115 @@ def test_two_runs_cannot_write_one_journal(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_clear_error_and_costs_only_what_was_not_written(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     write(path, record("a"))
-    room = path.stat().st_size + 50
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Journal.open(path) as journal:
+    size = path.stat().st_size
+    with Journal.open(path) as journal, no_file_larger_than(size + 50):
         journal.append(record("b"))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-        try:
-            with pytest.raises(JournalError, match=r"cannot be written: .*--resume"):
-                journal.commit()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    with Journal.open(path) as journal:
-        assert [r.result.custom_id for r in journal.records] == ["a"]
+        with pytest.raises(JournalError, match=r"cannot be written: .*--resume"):
+            journal.commit()
+        assert set(journal.index.entries) == {"a"}
+    # Nothing is left of the part that went in.
+    assert path.stat().st_size == size
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """A full disk, as the system shows it to this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# --- When it is put on the disk ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("result", Durability(each_result=True)),
+        ("batch", Durability()),
+        ("5s", Durability(every_s=5.0)),
+        ("100ms", Durability(every_s=0.1)),
+    ],
+)
+def test_a_schedule_is_read_from_its_name(text: str, expected: Durability) -> None:
+    assert parse_durability(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "never", "0s", "-1s", "results"])
+def test_a_schedule_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--durability"):
+        parse_durability(text)
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads that have put a file on the disk."""
+    seen: list[str] = []
+    fsync = os.fsync
+
+    def counted(descriptor: int) -> None:
+        seen.append(threading.current_thread().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    return seen
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("result", 6), ("batch", 2), ("1h", 1)])
+def test_the_disk_is_asked_as_often_as_the_schedule_says(
+    schedule: str, expected: int, tmp_path: Path, syncs: list[str]
+) -> None:
+    with Journal.open(tmp_path / "journal") as journal:
+        journal.keep(parse_durability(schedule))
+        syncs.clear()
+        for batch in range(2):
+            for i in range(3):
+                journal.append(record(f"{batch}-{i}"))
+            journal.commit()
+            # Killed here, nothing is lost: the system has it, whatever the disk has.
+            assert len(read_index(tmp_path / "journal").entries) == 3 * (batch + 1)
+    assert len(syncs) == expected  # the last of "1h" is when the journal is closed
+
+
+def test_a_result_waits_for_the_disk_no_longer_than_asked_for(
+    tmp_path: Path, syncs: list[str]
+) -> None:
+    with Journal.open(tmp_path / "journal") as journal:
+        journal.keep(Durability(every_s=0.05))
+        syncs.clear()
+        journal.append(record("a"))
+        journal.commit()
+        assert syncs == []
+        while not syncs:  # nothing else happens: a batch may take an hour
+            threading.Event().wait(0.01)
+        assert syncs[0].startswith("Thread")
+        journal.append(record("b"))
+        journal.commit()
+    assert len(syncs) == 2
+
+
+def test_a_disk_that_refuses_by_the_timer_is_told_at_the_next_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = threading.Event()
+
+    def refuse(_: int) -> None:
+        refused.set()
+        raise OSError(5, "Input/output error")
+
+    journal = Journal.open(tmp_path / "journal")
+    journal.keep(Durability(every_s=0.01))
+    monkeypatch.setattr(os, "fsync", refuse)
+    journal.append(record("a"))
+    journal.commit()
+    assert refused.wait(10)
+    # The thread may still be on its way from the refusal to the note of it.
+    while journal._disk._timer_error is None:
+        threading.Event().wait(0.001)
+    with pytest.raises(JournalError, match="Input/output error"):
+        journal.commit()
+    monkeypatch.undo()
+    journal.__exit__(None, None, None)

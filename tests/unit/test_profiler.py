@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.builders import chat, model_spec
 from uellm_cli.errors import ModelError, UsageError
-from uellm_cli.profiler import profile_requests
+from uellm_cli.profiler import Profiler
 from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
 from uellm_cli.profiler.lengths.prompt_length import PromptLength, fit
 from uellm_cli.profiler.table import write_profile
@@ -36,8 +36,8 @@ class WordTokenizer:
 
 
 def test_a_profile_holds_tokens_cap_quantiles_and_cache() -> None:
-    profile = profile_requests(
-        [chat("a", "one two three")], WordTokenizer(), model_spec(), CONSTANT
+    profile = Profiler(WordTokenizer(), model_spec(), CONSTANT).profile(
+        [chat("a", "one two three")]
     )
     (request,) = profile.requests
     assert request.prompt_tokens == 3
@@ -54,7 +54,7 @@ def test_a_cap_is_the_request_s_own_then_the_run_s_and_never_beyond_the_context(
     own: int | None, default: int | None, cap: int
 ) -> None:
     request = chat("a", "one two three", max_tokens=own)
-    profile = profile_requests([request], WordTokenizer(), model_spec(), CONSTANT, default)
+    profile = Profiler(WordTokenizer(), model_spec(), CONSTANT, default).profile([request])
     assert profile.requests[0].max_tokens == cap
     assert profile.requests[0].output.tokens[-1] <= cap
 
@@ -62,7 +62,7 @@ def test_a_cap_is_the_request_s_own_then_the_run_s_and_never_beyond_the_context(
 def test_a_prompt_that_fills_the_context_is_an_invalid_request_that_says_so() -> None:
     requests = [chat("long", "word " * 10), chat("short", "word " * 9), chat("empty", "")]
     model = model_spec(context_tokens=10)
-    profile = profile_requests(requests, WordTokenizer(), model, CONSTANT)
+    profile = Profiler(WordTokenizer(), model, CONSTANT).profile(requests)
     assert [request.custom_id for request in profile.requests] == ["short"]
     reasons = {invalid.custom_id: invalid.reason for invalid in profile.invalid}
     assert "10 tokens leave no room" in reasons["long"]
@@ -71,13 +71,13 @@ def test_a_prompt_that_fills_the_context_is_an_invalid_request_that_says_so() ->
 
 def test_a_conversation_that_the_template_refuses_costs_only_itself() -> None:
     requests = [chat("a", "fine"), chat("b", "forbidden"), chat("c", "fine too")]
-    profile = profile_requests(requests, WordTokenizer(), model_spec(), CONSTANT)
+    profile = Profiler(WordTokenizer(), model_spec(), CONSTANT).profile(requests)
     assert [request.custom_id for request in profile.requests] == ["a", "c"]
     assert [(i.custom_id, i.field) for i in profile.invalid] == [("b", "messages")]
 
 
 def test_the_profile_table_has_a_column_for_every_quantile(tmp_path: Path) -> None:
-    profile = profile_requests([chat("a", "one two")], WordTokenizer(), model_spec(), CONSTANT)
+    profile = Profiler(WordTokenizer(), model_spec(), CONSTANT).profile([chat("a", "one two")])
     write_profile(tmp_path / "profile.parquet", profile)
     (row,) = pq.read_table(tmp_path / "profile.parquet").to_pylist()
     assert row["custom_id"] == "a"

@@ -50,6 +50,7 @@ INFO = RunInfo(
     command=(),
     started=datetime(2026, 1, 1, tzinfo=UTC),
     model="some-org/some-model",
+    model_fingerprint="0" * 32,
     bundled_model=False,
     engine="static",
     scheduler="slo-odbs",

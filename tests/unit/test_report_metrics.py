@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from uellm_cli.errors import UsageError
-from uellm_cli.report.goodput import GoodputTargets, count_good, parse_goodput
+from uellm_cli.report.goodput import GoodputTargets, is_good, parse_goodput
 from uellm_cli.report.json_report import report_document
 from uellm_cli.report.metrics import WORST_MISSES, summarise
 from uellm_cli.report.rows import LatencyRow
@@ -249,14 +249,15 @@ def test_nonsense_goodput_targets_are_usage_errors_that_name_the_flag(text: str)
 
 def test_a_request_is_good_only_if_it_keeps_all_targets() -> None:
     # TTFT 1 s, TPOT 0.1 s, E2E 2 s; at the target is within it.
-    assert count_good([ROW], GoodputTargets(ttft_s=1.0, tpot_s=0.1, e2e_s=2.0)) == 1
-    assert count_good([ROW], GoodputTargets(ttft_s=0.9, tpot_s=0.1, e2e_s=2.0)) == 0
-    assert count_good([ROW], GoodputTargets(ttft_s=1.0, tpot_s=0.09, e2e_s=2.0)) == 0
-    assert count_good([ROW], GoodputTargets(ttft_s=1.0, tpot_s=0.1, e2e_s=1.9)) == 0
+    assert is_good(ROW, GoodputTargets(ttft_s=1.0, tpot_s=0.1, e2e_s=2.0))
+    assert not is_good(ROW, GoodputTargets(ttft_s=0.9, tpot_s=0.1, e2e_s=2.0))
+    assert not is_good(ROW, GoodputTargets(ttft_s=1.0, tpot_s=0.09, e2e_s=2.0))
+    assert not is_good(ROW, GoodputTargets(ttft_s=1.0, tpot_s=0.1, e2e_s=1.9))
 
 
 def test_an_answer_without_tpot_keeps_its_target_and_a_failure_keeps_none() -> None:
-    assert count_good([replace(ROW, tpot_s=None), FAILED], GoodputTargets(tpot_s=0.001)) == 1
+    assert is_good(replace(ROW, tpot_s=None), GoodputTargets(tpot_s=0.001))
+    assert not is_good(FAILED, GoodputTargets(tpot_s=0.001))
 
 
 # --- Anything at all -----------------------------------------------------------------------------

@@ -60,7 +60,7 @@ FAILED = LatencyRow(
 def test_rows_come_back_as_they_were_written(tmp_path: Path, rows: list[LatencyRow]) -> None:
     path = tmp_path / "latency.parquet"
     write_latency_table(path, rows)
-    back = read_latency_table(path)
+    back = list(read_latency_table(path))
     assert back == rows
     assert all(type(row.blame) is Blame for row in back)
 
@@ -78,7 +78,7 @@ def test_a_table_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) 
     path = tmp_path / "latency.parquet"
     write_latency_table(path, [ANSWERED])
     write_latency_table(path, [FAILED])
-    assert read_latency_table(path) == [FAILED]
+    assert list(read_latency_table(path)) == [FAILED]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -94,7 +94,7 @@ def test_a_write_that_fails_leaves_the_old_table_alone(
     monkeypatch.setattr("os.fsync", disk_full)
     with pytest.raises(OutputError, match="no space"):
         write_latency_table(path, [FAILED])
-    assert read_latency_table(path) == [ANSWERED]
+    assert list(read_latency_table(path)) == [ANSWERED]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -102,7 +102,7 @@ def test_columns_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "latency.parquet"
     write_latency_table(path, [ANSWERED])
     pq.write_table(pq.read_table(path).append_column("later", pa.array([1])), path)
-    assert read_latency_table(path) == [ANSWERED]
+    assert list(read_latency_table(path)) == [ANSWERED]
 
 
 def _with_column(path: Path, name: str, values: pa.Array) -> None:
@@ -120,20 +120,20 @@ def test_what_is_no_latency_table_is_refused_by_its_name(tmp_path: Path) -> None
     _with_column(no_cause, "blame", pa.array(["bad luck"]))
     for path in (missing, text, other, no_id, no_cause, tmp_path):
         with pytest.raises(RunDirectoryError, match=f"{path.name} is no readable latency table"):
-            read_latency_table(path)
+            list(read_latency_table(path))
 
 
 def test_a_table_of_other_types_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latency.parquet"
     _with_column(path, "e2e_s", pa.array(["soon"]))
     with pytest.raises(RunDirectoryError):
-        read_latency_table(path)
+        list(read_latency_table(path))
 
 
 def test_a_fraction_is_never_cut_to_fit_an_integer_column(tmp_path: Path) -> None:
     path = tmp_path / "latency.parquet"
     write_latency_table(path, [replace(ANSWERED, predicted_tokens_p50=10.25)])
-    assert read_latency_table(path)[0].predicted_tokens_p50 == 10.25
+    assert next(read_latency_table(path)).predicted_tokens_p50 == 10.25
     _with_column(path, "output_tokens", pa.array([4.5]))
     with pytest.raises(RunDirectoryError):
-        read_latency_table(path)
+        list(read_latency_table(path))

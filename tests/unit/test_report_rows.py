@@ -166,7 +166,7 @@ def test_a_late_first_token_was_queued() -> None:
         ("engine_error", Blame.ERROR),
         ("queued", Blame.ERROR),
         ("out_of_memory", Blame.OUT_OF_MEMORY),
-        ("expired", Blame.EXPIRED),
+        ("batch_expired", Blame.EXPIRED),
         ("interrupted", Blame.INTERRUPTED),
     ],
 )

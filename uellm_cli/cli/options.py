@@ -83,6 +83,19 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="Take only so many requests.", show_default=False)
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to start if any line is invalid.")]
+TruncatePrompt = Annotated[
+    bool,
+    typer.Option(
+        "--truncate-prompt",
+        help="Cut the start of prompts that leave no room for an answer, instead of refusing them.",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that comes with the model. Off for a reason."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="For everything that is drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only.")]

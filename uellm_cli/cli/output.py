@@ -34,6 +34,11 @@ class Output:
                     _plain(renderable) if isinstance(renderable, str) else renderable
                 )
 
+    def line(self, text: str) -> None:
+        """Shows one line, however long: what reads a log does not want it wrapped."""
+        if not self.quiet:
+            self.console.print(_plain(text), soft_wrap=True)
+
     def document(self, content: object) -> None:
         """The one JSON document of a command, if it was asked for."""
         if self.json:

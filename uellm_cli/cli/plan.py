@@ -37,6 +37,8 @@ def plan(
     output: options.OutputFile = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    truncate_prompt: options.TruncatePrompt = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     verbose: options.Verbose = False,  # noqa: ARG001 - read by `main` when an error is shown
 ) -> None:
     """What would happen to these requests here: the verdict, before anything loads.
@@ -60,6 +62,8 @@ def plan(
         max_batch=max_batch,
         limit=limit,
         strict=strict,
+        truncate_prompt=truncate_prompt,
+        trust_remote_code=trust_remote_code,
     )
     profiled, planned = pipeline.plan(settings, SystemClock().wall())
     show = Output(json, quiet)
@@ -67,8 +71,8 @@ def plan(
         show.say(BUNDLED_MODEL_NOTE)
     if output is not None:
         write_json(Path(output), planned)
-    by_id = {request.custom_id: request for request in profiled.profile.requests}
-    show.say(verdict_sentence(planned), facts(planned))
+    by_id = {request.custom_id: request for request in profiled.requests}
+    show.say(*profiled.notes, verdict_sentence(planned), facts(planned))
     if profiled.invalid:
         show.say(f"{len(profiled.invalid)} lines are invalid and will be error rows")
     show.say(_classes(planned), _batches(planned, by_id))

@@ -29,6 +29,8 @@ def profile(
     output: options.OutputFile = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    truncate_prompt: options.TruncatePrompt = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     verbose: options.Verbose = False,  # noqa: ARG001 - read by `main` when an error is shown
 ) -> None:
     """Prompt tokens, predicted output lengths and memory of every request. Loads no model.
@@ -50,6 +52,8 @@ def profile(
         max_tokens=max_tokens,
         limit=limit,
         strict=strict,
+        truncate_prompt=truncate_prompt,
+        trust_remote_code=trust_remote_code,
     )
     profiled = pipeline.profile(settings, SystemClock().wall())
     show = Output(json, quiet)
@@ -57,14 +61,15 @@ def profile(
         show.say(BUNDLED_MODEL_NOTE)
     if output is not None:
         write_profile(output, profiled.profile)
-    show.say(*_summary(profiled), _heaviest(profiled.profile.requests))
+    show.say(*profiled.notes)
+    show.say(*_summary(profiled), _heaviest(profiled.requests))
     if output is not None:
         show.say(f"Wrote {output}. Next: uellm plan {' '.join(requests)}")
     show.document(_document(profiled))
 
 
 def _summary(profiled: Profiled) -> list[str]:
-    requests = profiled.profile.requests
+    requests = profiled.requests
     prompts = sum(request.prompt_tokens for request in requests)
     low, middle, high = (
         sum(request.output.at(level) for request in requests) for level in (0.05, 0.5, 0.95)
@@ -84,7 +89,7 @@ def _summary(profiled: Profiled) -> list[str]:
     return lines
 
 
-def _heaviest(requests: tuple[ProfiledRequest, ...]) -> Table:
+def _heaviest(requests: list[ProfiledRequest]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -110,6 +115,6 @@ def _document(profiled: Profiled) -> dict[str, object]:
     return {
         "model": profiled.model.name,
         "prompt_tokens_source": profiled.profile.token_source,
-        "requests": profiled.profile.requests,
+        "requests": profiled.requests,
         "invalid": profiled.invalid,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,19 +12,20 @@ import typer
 from uellm_cli.cli import options
 from uellm_cli.cli.output import Output
 from uellm_cli.clock import SystemClock
-from uellm_cli.config import Settings
+from uellm_cli.config import OnLate, OutputFormat, Redoable, Resume, Settings
 from uellm_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from uellm_cli.pipeline import RunOutcome
 
 
-# What a resumed run may be given anew: the rest is as it began.
-RESUME_FLAGS = frozenset(
-    {"requests", "output", "resume", "fail_on_slo_miss", "json", "quiet", "verbose"}
+# What belongs to one command and not to the run.
+COMMAND_FLAGS = frozenset(
+    {"requests", "output", "resume", "redo", "changed_only", "fail_on_slo_miss"}
+    | {"json", "quiet", "verbose"}
 )
+# Settings that a resumed run may be given anew: no answer depends on them.
+CHANGEABLE = frozenset({"durability", "on_late", "output_format"})
 
 
 def run(
@@ -49,6 +49,21 @@ def run(
     max_batch: options.MaxBatch = options.MAX_BATCH,
     limit: options.Limit = None,
     strict: options.Strict = False,
+    truncate_prompt: options.TruncatePrompt = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    on_late: Annotated[
+        OnLate, typer.Option(help="What to do with a request whose deadline is past: it runs last.")
+    ] = OnLate.RUN,
+    durability: Annotated[
+        str,
+        typer.Option(
+            metavar="result|batch|5s",
+            help="When results are put on the disk: after each, each batch, or every so often.",
+        ),
+    ] = "batch",
+    output_format: Annotated[
+        OutputFormat, typer.Option(help="parquet: results.parquet beside the JSON lines.")
+    ] = OutputFormat.JSONL,
     seed: options.Seed = 0,
     output: Annotated[
         Path | None,
@@ -58,6 +73,22 @@ def run(
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the directory of -o.")
+    ] = False,
+    redo: Annotated[
+        list[Redoable] | None,
+        typer.Option(
+            "--redo",
+            help="With --resume: answer again what failed, expired or was cut at its cap "
+            "(--max-tokens raises that). May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    changed_only: Annotated[
+        bool,
+        typer.Option(
+            "--changed-only",
+            help="With --resume: inputs may have changed; only what is new or different is run.",
+        ),
     ] = False,
     fail_on_slo_miss: Annotated[
         bool, typer.Option("--fail-on-slo-miss", help="Exit with 4 if a promise was broken.")
@@ -70,20 +101,22 @@ def run(
 
     Example: uellm run sample_data/requests.jsonl --slo-file sample_data/slo.yaml -o runs/first
     """
+    going_on = _resumed(context, redo, changed_only, max_tokens) if resume else None
+    if going_on is None and (redo or changed_only):
+        raise UsageError("--redo and --changed-only go with --resume")
     if resume and output is None:
         raise UsageError("--resume needs -o with the directory of the run to go on with")
-    if resume:
-        _refuse_other_settings(context)
     # The promises count from here: what loads after this is part of the run.
     clock = SystemClock()
     started = clock.wall()
-    signal.signal(signal.SIGTERM, _interrupt)
     # Read when torch is loaded. Waiting OpenMP threads spin, by default for so long that beside
     # another busy process a step takes a hundred times as long (docs/LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
     from uellm_cli import pipeline
     from uellm_cli.cli.progress import RunView
+    from uellm_cli.cli.signals import stopping
+    from uellm_cli.executor.stop import Stop
 
     settings = Settings(
         predictor=options.choice(predictor, predictor_option),
@@ -98,24 +131,44 @@ def run(
         max_batch=max_batch,
         limit=limit,
         strict=strict,
+        truncate_prompt=truncate_prompt,
+        trust_remote_code=trust_remote_code,
+        on_late=on_late,
+        durability=durability,
+        output_format=output_format,
         seed=seed,
     )
     show = Output(json, quiet)
     directory = output or default_directory(started)
-    with RunView(show) as view:
-        outcome = pipeline.run(settings, directory, resume, started, clock, view)
+    stop = Stop()
+    with RunView(show) as view, stopping(stop, view.on_stop):
+        outcome = pipeline.run(settings, directory, going_on, started, clock, stop, view)
     _show(outcome, directory, show)
     raise typer.Exit(int(outcome.exit_code(fail_on_slo_miss)))
 
 
-def _refuse_other_settings(context: typer.Context) -> None:
-    for name in context.params.keys() - RESUME_FLAGS:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(
-                f"--{name.replace('_', '-')} cannot be given with --resume: a run goes on as it "
-                "began; start another one for other settings"
-            )
+def _resumed(
+    context: typer.Context,
+    redo: list[Redoable] | None,
+    changed_only: bool,
+    max_tokens: int | None,
+) -> Resume:
+    """How the run goes on; UsageError for flags that would make another run of it."""
+    given = {
+        name
+        for name in context.params.keys() - COMMAND_FLAGS
+        if (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    }
+    allowed = CHANGEABLE | ({"max_tokens"} if redo else set())
+    for name in sorted(given - allowed):
+        hint = " (only with --redo)" if name == "max_tokens" else ""
+        raise UsageError(
+            f"--{name.replace('_', '-')} cannot be given with --resume{hint}: a run goes on as it "
+            "began; start another one for other settings"
+        )
+    changes = {name: context.params[name] for name in given & CHANGEABLE}
+    return Resume(tuple(redo or ()), max_tokens, changed_only, changes)
 
 
 def default_directory(started: datetime) -> Path:
@@ -133,7 +186,3 @@ def _show(outcome: RunOutcome, directory: Path, show: Output) -> None:
     else:
         show.say(f"Answers: {directory}/results.jsonl. Next: uellm report {directory}")
     show.document({"run_dir": str(directory), **report_document(outcome.report)})
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from uellm_cli.clock import Clock
+from uellm_cli.config import OnLate
 from uellm_cli.errors import EngineError
-from uellm_cli.executor.journal import Record
-from uellm_cli.executor.results import Session, Work, finished, too_large
-from uellm_cli.executor.run_directory import ResultFiles
-from uellm_cli.requests import request_hash
-from uellm_cli.types import Completion, Engine, EngineBatch, EngineRequest, Plan, Result
+from uellm_cli.executor.outputs import ResultSink
+from uellm_cli.executor.progress import Before, Meter, Progress
+from uellm_cli.executor.records import Record
+from uellm_cli.executor.results import Session, expired, finished, too_large
+from uellm_cli.executor.stop import Stop
+from uellm_cli.executor.todo import Todo, Work
+from uellm_cli.types import Completion, Engine, EngineBatch, EngineRequest, Plan
 
 # The token ids of requests, in order.
 Encode = Callable[[Sequence[Work]], Sequence[Sequence[int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands; told after every batch."""
-
-    total: int
-    answered: int
-    failed: int
-    output_tokens: int
-    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,67 +35,79 @@ class RunTimer:
         return self.clock.now_s() - self.started_s
 
 
-def execute(
-    plan: Plan,
-    work: Mapping[str, Work],
-    encode: Encode,
-    engine: Engine,
-    files: ResultFiles,
-    timer: RunTimer,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Answers every request of the plan; `files` has their results afterwards.
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a session is run, beside its plan.
 
-    What has been answered is durable before the engine is given more to do. Raises EngineError
-    when the engine ends without having handed back all that it was given.
+    `total` is how many lines the run has, of which `before` were done when the session began.
+    `on_progress` is called often, with a way to find out where the run stands: that takes a while.
     """
-    session = Session(timer.began_s, timer.elapsed_s())
-    tally = _Tally()
-    owed: set[str] = set()
 
-    def keep(completion: Completion) -> None:
-        member = work[completion.custom_id]
-        result = finished(member, completion, plan.model, plan.step_times, session)
-        files.add(Record(request_hash(member.request), result))
-        tally.count(result)
-        owed.discard(completion.custom_id)
+    timer: RunTimer
+    stop: Stop
+    on_progress: Callable[[Callable[[], Progress]], None]
+    total: int
+    before: Before
+    on_late: OnLate = OnLate.RUN
+
+
+def execute(
+    plan: Plan, todo: Todo, encode: Encode, engine: Engine, sink: ResultSink, conduct: Conduct
+) -> None:
+    """Answers every request of the plan; `sink` has their results afterwards.
+
+    What has been answered is kept before the engine is given more to do. Returns early when a stop
+    is asked for; raises EngineError when the engine ends without having handed back all that it
+    was given.
+    """
+    timer, stop = conduct.timer, conduct.stop
+    session = Session(timer.began_s, timer.elapsed_s())
+    batches = plan.schedule.batches
+    meter = Meter(batches, todo.profiled, conduct.total, conduct.before, session.loaded_s)
+    owed: dict[str, Work] = {}
+
+    def keep(work: Work, completion: Completion, in_order: bool = True) -> None:
+        result = finished(work, completion, plan.model, plan.step_times, session)
+        sink.add(Record(work.key, result))
+        meter.count(result, in_order)
 
     def commit() -> None:
-        files.commit()
-        counts = (tally.answered, tally.failed, tally.output_tokens)
-        on_progress(Progress(len(work), *counts, timer.elapsed_s()))
+        sink.commit()
+        conduct.on_progress(lambda: meter.progress(timer.elapsed_s()))
 
-    def batches() -> Iterator[EngineBatch]:
-        for batch in plan.schedule.batches:
+    def pulled() -> Iterator[EngineBatch]:
+        for batch in batches:
             commit()
-            owed.update(batch.custom_ids)
-            members = [work[custom_id] for custom_id in batch.custom_ids]
-            yield EngineBatch(batch.batch_id, _engine_requests(members, encode))
+            if stop():
+                return
+            members = [todo[custom_id] for custom_id in batch.custom_ids]
+            if conduct.on_late is OnLate.SKIP:
+                now_s = timer.elapsed_s()
+                for work in members:
+                    if _is_past_due(work, now_s):
+                        keep(work, expired(work))
+                members = [work for work in members if not _is_past_due(work, now_s)]
+            if members:
+                owed.update((work.profiled.custom_id, work) for work in members)
+                yield EngineBatch(batch.batch_id, _engine_requests(members, encode))
 
     for custom_id in plan.schedule.oversized:
-        keep(too_large(work[custom_id]))
-    for completion in engine.run(batches()):
-        keep(completion)
+        work = todo[custom_id]
+        keep(work, too_large(work), in_order=False)
+    for completion in engine.run(pulled()):
+        keep(owed.pop(completion.custom_id), completion)
     commit()
-    if owed:
+    if owed and not stop():
         raise EngineError(
             f"the engine ended without an answer to {len(owed)} requests, {min(owed)!r} among "
             "them; --resume asks for them again"
         )
 
 
-@dataclass(slots=True)
-class _Tally:
-    answered: int = 0
-    failed: int = 0
-    output_tokens: int = 0
-
-    def count(self, result: Result) -> None:
-        if result.failure is None:
-            self.answered += 1
-            self.output_tokens += result.output_tokens
-        else:
-            self.failed += 1
+def _is_past_due(work: Work, now_s: float) -> bool:
+    """Whether nobody waits for it any more; what is asked for again is wanted late, too."""
+    due_s = work.profiled.finish_by_s
+    return due_s is not None and due_s <= now_s and not work.again
 
 
 def _engine_requests(members: list[Work], encode: Encode) -> tuple[EngineRequest, ...]:

@@ -6,28 +6,22 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from uellm_cli.executor.todo import Work
 from uellm_cli.report.blame import blame_for
 from uellm_cli.requests.slo import INVALID_CLASS
 from uellm_cli.timing.simulator import alone_s
 from uellm_cli.types import (
+    EXPIRED,
     Blame,
     Completion,
     Failure,
     InvalidRequest,
     ModelSpec,
     ProfiledRequest,
-    Request,
     Result,
+    SourceLine,
     StepTimes,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A request that is to be answered: its text and its profile."""
-
-    request: Request
-    profiled: ProfiledRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +40,15 @@ def finished(
     work: Work, completion: Completion, model: ModelSpec, step: StepTimes, session: Session
 ) -> Result:
     """The row of a request that the engine is done with."""
-    result = _row(work, completion, model)
+    result = replace(
+        _row(work.profiled, completion, model),
+        endpoint=work.request.endpoint,
+        source=work.request.source,
+    )
     return replace(result, blame=_blame(result, _alone_s(work.profiled, completion, step), session))
 
 
-def _row(work: Work, completion: Completion, model: ModelSpec) -> Result:
-    profiled = work.profiled
+def _row(profiled: ProfiledRequest, completion: Completion, model: ModelSpec) -> Result:
     return Result(
         custom_id=profiled.custom_id,
         slo_class=profiled.slo.name,
@@ -64,14 +61,12 @@ def _row(work: Work, completion: Completion, model: ModelSpec) -> Result:
         deadline_s=_deadline_s(profiled),
         arrival_s=profiled.arrival_s,
         blame=Blame.NONE,
-        endpoint=work.request.endpoint,
         ttft_slo_s=profiled.slo.ttft_s,
         tpot_slo_s=profiled.slo.tpot_s,
         timing=completion.timing,
         answers=completion.answers,
         finish_reason=completion.finish_reason,
         failure=completion.failure,
-        source=work.request.source,
     )
 
 
@@ -103,7 +98,7 @@ def refused(invalid: InvalidRequest) -> Result:
         deadline_s=None,
         arrival_s=0.0,
         blame=Blame.ERROR,
-        failure=Failure("invalid_request", invalid.reason, invalid.field),
+        failure=Failure(invalid.code, invalid.reason, invalid.field),
         source=invalid.source,
     )
 
@@ -121,13 +116,46 @@ def too_large(work: Work) -> Completion:
     )
 
 
-def not_run(work: Work, model: ModelSpec) -> Result:
+def expired(work: Work) -> Completion:
+    """Stands for the engine's answer to a request that is not run, since it would be late."""
+    due_s = work.profiled.finish_by_s or 0.0
+    return Completion(
+        custom_id=work.profiled.custom_id,
+        batch_id=None,
+        failure=Failure(
+            EXPIRED, f"its deadline, {due_s:.1f} s after the run's start, passed before it was run"
+        ),
+    )
+
+
+def not_run(profiled: ProfiledRequest, model: ModelSpec) -> Result:
     """The row of a request that the run was stopped before; `--resume` answers it."""
     stopped = Failure(
         Blame.INTERRUPTED.value, "the run was stopped before this request was answered"
     )
-    result = _row(work, Completion(work.profiled.custom_id, None, failure=stopped), model)
+    result = _row(profiled, Completion(profiled.custom_id, None, failure=stopped), model)
     return replace(result, blame=blame_for(result, alone_s=None))
+
+
+def as_promised_now(result: Result, profiled: ProfiledRequest, source: SourceLine) -> Result:
+    """A result that was kept, under the promise and from the line that its request has now.
+
+    The cause of a broken promise is looked for again where the promise is another one.
+    """
+    slo = profiled.slo
+    promise = (slo.name, _deadline_s(profiled), slo.ttft_s, slo.tpot_s)
+    if promise == (result.slo_class, result.deadline_s, result.ttft_slo_s, result.tpot_slo_s):
+        return result if result.source == source else replace(result, source=source)
+    name, deadline_s, ttft_s, tpot_s = promise
+    now = replace(
+        result,
+        source=source,
+        slo_class=name,
+        deadline_s=deadline_s,
+        ttft_slo_s=ttft_s,
+        tpot_slo_s=tpot_s,
+    )
+    return replace(now, blame=blame_for(now, alone_s=None))
 
 
 def _deadline_s(profiled: ProfiledRequest) -> float | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +19,10 @@ import msgspec
 import psutil
 
 import uellm_cli
-from uellm_cli.config import Settings
+from uellm_cli.config import Resume, Settings
 from uellm_cli.errors import OutputError, RunDirectoryError
-from uellm_cli.executor.run_directory import RUN, STDIN, read_run_info
+from uellm_cli.executor.run_directory import PIPED, RUN, read_run_info
+from uellm_cli.models.fingerprint import model_fingerprint
 from uellm_cli.requests import expand_paths, file_sha256
 from uellm_cli.types import RunInfo
 
@@ -39,24 +42,17 @@ def new_run(
 ) -> tuple[Settings, RunInfo]:
     """The settings and the record of a run that begins now.
 
-    `model` is the folder or Hub id that is loaded. Standard input is kept in the run's directory,
-    so that the run can be resumed.
+    `model` is the folder or Hub id that is loaded. What comes through a pipe is kept in the run's
+    directory, so that the run can be resumed.
     """
-    if STDIN_NAME in settings.requests:
-        spooled = directory / STDIN
-        try:
-            with spooled.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-        except OSError as error:
-            raise OutputError(f"{spooled}: cannot be written: {error.strerror}") from error
-        named = (str(spooled) if name == STDIN_NAME else name for name in settings.requests)
-        settings = replace(settings, requests=tuple(named))
+    settings = replace(settings, requests=_without_pipes(settings.requests, directory))
     identity = f"{started.isoformat()}\0{os.getpid()}\0{platform.node()}"
     return settings, RunInfo(
         run_id=hashlib.sha256(identity.encode()).hexdigest()[:16],
-        command=tuple(command),
+        command=redacted(command),
         started=started,
         model=model,
+        model_fingerprint=model_fingerprint(model),
         bundled_model=settings.model is None,
         engine=settings.engine.name,
         scheduler=settings.scheduler.name,
@@ -69,36 +65,103 @@ def new_run(
     )
 
 
-def resumed_run(settings: Settings, directory: Path) -> tuple[Settings, RunInfo]:
-    """The settings and the record that a run began with.
+def resumed_run(
+    requests: Sequence[str], resume: Resume, directory: Path
+) -> tuple[Settings, RunInfo]:
+    """The settings and the record of a run that goes on; `requests` are the files named now.
 
-    Raises RunDirectoryError when other request files are named now, or when one of the files that
-    its decisions stand on has changed.
+    Raises RunDirectoryError when other request files are named than at first, or when the model or
+    a file that its decisions stand on has changed, unless `resume` allows that.
     """
-    info = replace(read_run_info(directory), interrupted=False)
+    info = read_run_info(directory)
     try:
-        first = msgspec.convert(info.settings, Settings)
+        settings = msgspec.convert(info.settings, Settings)
     except msgspec.ValidationError as error:
         raise RunDirectoryError(f"{directory / RUN}: {error}") from None
-    if settings.requests not in ((), first.requests):
+    if tuple(requests) not in ((), settings.requests):
         raise RunDirectoryError(
-            f"{directory} is a run of {', '.join(first.requests)}; leave the files out to resume it"
+            f"{directory} is a run of {', '.join(settings.requests)}; leave the files out to "
+            "resume it"
         )
-    now = _hashes(first)
+    settings = replace(settings, **resume.changes)
+    now, fingerprint = _hashes(settings), model_fingerprint(info.model)
     changed = sorted(
         name for name in now.keys() | info.inputs.keys() if now.get(name) != info.inputs.get(name)
     )
-    if changed:
+    if fingerprint != info.model_fingerprint:
+        changed.append(f"the model {info.model}")
+    if changed and not resume.changed_only:
         raise RunDirectoryError(
-            f"{directory} cannot be resumed: {', '.join(changed)} changed since the run began"
+            f"{directory} cannot be resumed: {', '.join(changed)} changed since the run began; "
+            "with --changed-only what is new or different is answered, and the other answers stand"
         )
-    return first, info
+    return settings, replace(
+        info,
+        inputs=now,
+        model_fingerprint=fingerprint,
+        settings=msgspec.to_builtins(settings),
+        interrupted=False,
+    )
+
+
+def _without_pipes(requests: Sequence[str], directory: Path) -> tuple[str, ...]:
+    """Request files with standard input and other pipes, which can be read only once, kept."""
+    named, kept = [], 0
+    for name in requests:
+        is_pipe = name == STDIN_NAME or Path(name).is_fifo()
+        if is_pipe:
+            kept += 1
+            path = directory / (PIPED if kept == 1 else f"{PIPED}-{kept}")
+            _keep_pipe(name, path)
+            name = str(path)
+        named.append(name)
+    return tuple(named)
+
+
+def _keep_pipe(name: str, path: Path) -> None:
+    try:
+        with ExitStack() as files:
+            is_stdin = name == STDIN_NAME
+            source = sys.stdin.buffer if is_stdin else files.enter_context(Path(name).open("rb"))
+            shutil.copyfileobj(source, files.enter_context(path.open("wb")))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _hashes(settings: Settings) -> dict[str, str]:
     """What the run's decisions stand on, by file."""
     others = [path for path in (settings.slo_file, settings.topology) if path is not None]
     return {path: file_sha256(Path(path)) for path in (*expand_paths(settings.requests), *others)}
+
+
+_SECRET_NAME = re.compile(
+    r"(api[-_]?key|token|secret|passw|credential|authorization)", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(r"(?<![\w-])(hf_|sk-|ghp_|xox[abp]-)[\w-]{8,}")
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_HIDDEN = "***"
+
+
+def redacted(command: Sequence[str]) -> tuple[str, ...]:
+    """A command line without what looks like a secret, for a file that people pass on."""
+    shown: list[str] = []
+    hide_next = False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        is_option = word.startswith("-")
+        if hide_next and not is_option:
+            shown.append(_HIDDEN)
+        elif equals and _names_a_secret(name):
+            shown.append(f"{name}={_HIDDEN}")
+        else:
+            shown.append(_USER_IN_URL.sub(_HIDDEN, _SECRET_VALUE.sub(_HIDDEN, word)))
+        hide_next = is_option and not equals and _names_a_secret(name)
+    return tuple(shown)
+
+
+def _names_a_secret(name: str) -> bool:
+    # --max-tokens is a number of them.
+    return bool(_SECRET_NAME.search(name)) and not name.endswith("tokens")
 
 
 def installed_versions() -> dict[str, str]:

@@ -2,68 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
 from uellm_cli.clock import Clock, VirtualClock
+from uellm_cli.config import Resume
 from uellm_cli.errors import RunDirectoryError
 from uellm_cli.executor.execute import Encode, RunTimer
-from uellm_cli.executor.journal import Record
-from uellm_cli.executor.results import Work, not_run
+from uellm_cli.executor.index import Index
+from uellm_cli.executor.journal import Journal
+from uellm_cli.executor.progress import Before
+from uellm_cli.executor.records import Redo, Void
+from uellm_cli.executor.todo import Todo
 from uellm_cli.models.tokens import PromptTokenizer
-from uellm_cli.requests import request_hash
-from uellm_cli.types import ModelSpec, ProfiledRequest, Request, Result, RunInfo
+from uellm_cli.profiler import Profiler
+from uellm_cli.requests.store import RequestStore
+from uellm_cli.types import ProfiledRequest, RunInfo
 
 
-def unanswered(
-    requests: Sequence[Request], profiled: Sequence[ProfiledRequest], records: Sequence[Record]
-) -> dict[str, Work]:
-    """The requests that the journal has no result for, by id.
+def begin_again(journal: Journal, resume: Resume, store: RequestStore) -> None:
+    """Notes in the journal which of its results count no more, and which are to be made again.
 
-    Raises RunDirectoryError when a result there answers another request than the one of its id.
+    Raises RunDirectoryError for a result that answers another request than the one of its id, where
+    `resume` does not allow changes.
     """
-    texts = {request.custom_id: request for request in requests}
-    done = {record.result.custom_id: record.request_hash for record in records}
-    for custom_id, asked in done.items():
-        if custom_id not in texts or request_hash(texts[custom_id]) != asked:
-            raise RunDirectoryError(
-                f"the journal's answer to {custom_id!r} is to another request than the input's; "
-                "run anew in another directory"
-            )
-    return {
-        known.custom_id: Work(texts[known.custom_id], known)
-        for known in profiled
-        if known.custom_id not in done
-    }
+    void = [
+        custom_id
+        for custom_id, entry in journal.index.entries.items()
+        if custom_id not in store or store.key(custom_id) != entry.key
+    ]
+    if void and not resume.changed_only:
+        raise RunDirectoryError(
+            f"the journal's answer to {void[0]!r} ({len(void)} in all) is to another request than "
+            "the input's; --changed-only answers such requests again"
+        )
+    if void:
+        journal.note(Void(tuple(void)))
+    redo = Redo(resume.redo, resume.max_tokens)
+    # A redo that was interrupted goes on; it does not begin with what it has done already.
+    if resume.redo and not (journal.index.redo == redo and journal.index.pending_redo()):
+        journal.note(redo)
 
 
-def rows_of_unanswered(
-    work: Mapping[str, Work], results: Sequence[Result], model: ModelSpec
-) -> list[Result]:
-    """Rows for what an interrupted run has left undone."""
-    done = {result.custom_id for result in results}
-    left = (member for custom_id, member in work.items() if custom_id not in done)
-    return [not_run(member, model) for member in left]
+def left_to_do(
+    requests: Sequence[ProfiledRequest], journal: Journal, store: RequestStore, profiler: Profiler
+) -> Todo:
+    """The requests without a result, and those whose result is to be made again."""
+    left: list[ProfiledRequest] = []
+    again: set[str] = set()
+    for profiled in requests:
+        entry = journal.index.entries.get(profiled.custom_id)
+        if entry is None:
+            left.append(profiled)
+        elif entry.redo is not None:
+            again.add(profiled.custom_id)
+            left.append(_redone(profiled, entry.redo, store, profiler))
+    return Todo(left, store, again)
 
 
-def timer_of(info: RunInfo, clock: Clock, records: Sequence[Record]) -> RunTimer:
+def _redone(
+    profiled: ProfiledRequest, redo: Redo, store: RequestStore, profiler: Profiler
+) -> ProfiledRequest:
+    if redo.max_tokens is None:
+        return profiled
+    request = store.request(profiled.custom_id)
+    return profiler.with_longer_cap(profiled, request, redo.max_tokens)
+
+
+def all_done(todo: Todo, journal: Journal) -> bool:
+    """Whether nothing is left of what a session had to do."""
+    entries = journal.index.entries
+    return all(name in entries and entries[name].redo is None for name in todo)
+
+
+def done_before(journal: Journal, invalid: int) -> Before:
+    """What was done when a session begins; lines that are no requests have failed already."""
+    counts = Counter(
+        entry.outcome.is_answer for entry in journal.index.entries.values() if entry.redo is None
+    )
+    return Before(answered=counts[True], failed=counts[False] + invalid)
+
+
+def timer_of(info: RunInfo, clock: Clock, index: Index) -> RunTimer:
     """Time since the run's first start, on the clock that its engine lives by.
 
     Simulated time begins at 0, and for a resumed run where the last answer was.
     """
     if info.simulated:
-        began_s = latest_s(records)
+        began_s = index.latest_s
         clock = VirtualClock(info.started + timedelta(seconds=began_s))
         return RunTimer(clock, clock.now_s() - began_s, began_s)
     elapsed_s = (clock.wall() - info.started).total_seconds()
-    began_s = elapsed_s if records else 0.0
+    began_s = elapsed_s if index.entries else 0.0
     return RunTimer(clock, clock.now_s() - elapsed_s, began_s)
-
-
-def latest_s(records: Sequence[Record]) -> float:
-    """When the last answer was handed back, in seconds from the run's start; 0 without any."""
-    timings = (record.result.timing for record in records)
-    return max((timing.finished_s for timing in timings if timing is not None), default=0.0)
 
 
 def encoder_of(info: RunInfo, tokenizer: PromptTokenizer) -> Encode:

@@ -48,16 +48,17 @@ class PromptTokenizer(Protocol):
         ...
 
 
-def load_tokenizer(model: str) -> PromptTokenizer:
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PromptTokenizer:
     """The tokenizer of a model folder or Hub id; an estimate for a bare `config.json`.
 
-    Raises ModelError when the model's tokenizer files cannot be read.
+    Code that comes with the model is run only with `trust_remote_code`. Raises ModelError when the
+    model's tokenizer files cannot be read.
     """
     if Path(model).is_file():
         return EstimatedTokenizer()
     tokenizer_file = find_model_file(model, "tokenizer.json")
     if tokenizer_file is None:
-        return _auto_tokenizer(model)
+        return _auto_tokenizer(model, trust_remote_code)
     import tokenizers
 
     try:
@@ -246,11 +247,13 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     return content
 
 
-def _auto_tokenizer(model: str) -> PromptTokenizer:
+def _auto_tokenizer(model: str, trust_remote_code: bool) -> PromptTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoPromptTokenizer(AutoTokenizer.from_pretrained(model))
+        return AutoPromptTokenizer(
+            AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        )
     except Exception as error:  # many kinds, by tokenizer class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(f"model {model!r} has no tokenizer that can be loaded: {reason}") from None

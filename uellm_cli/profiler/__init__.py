@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from msgspec.structs import replace
 
 from uellm_cli.errors import ModelError
 from uellm_cli.models.tokens import PromptTokenizer
+from uellm_cli.profiler.truncate import prompt_room, truncated
 from uellm_cli.types import (
     SLO,
     InvalidRequest,
@@ -17,81 +21,143 @@ from uellm_cli.types import (
     Source,
 )
 
+# Requests whose text is in memory together.
+AT_ONCE = 1000
+# OpenAI's error code of a prompt that its model has no room for.
+TOO_LONG = "context_length_exceeded"
+
+# Told of each request that is profiled, as it was asked and as the model gets it.
+Keep = Callable[[Request, Request], None]
+
+
+@dataclass(slots=True)
+class Profile:
+    """What is known of a set of requests before any is answered; `truncated` prompts were cut."""
+
+    token_source: Source
+    requests: list[ProfiledRequest] = field(default_factory=list)
+    invalid: list[InvalidRequest] = field(default_factory=list)
+    truncated: int = 0
+
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """What is known of a set of requests before any is answered."""
-
-    requests: tuple[ProfiledRequest, ...]
-    invalid: tuple[InvalidRequest, ...]
-    token_source: Source
-
-
-def profile_requests(
-    requests: Sequence[Request],
-    tokenizer: PromptTokenizer,
-    model: ModelSpec,
-    predictor: LengthPredictor,
-    max_tokens: int | None = None,
-) -> Profile:
-    """Profiles every request; one that the model cannot take becomes an invalid one.
+class Profiler:
+    """What a profile is made with.
 
     A request's cap is its own `max_tokens`, else `max_tokens`, and never more than what its prompt
-    leaves of the model's context.
+    leaves of the model's context. A prompt that leaves nothing is refused, or cut with `truncate`.
     """
-    counted: list[tuple[Request, int]] = []
-    invalid: list[InvalidRequest] = []
-    for request, tokens in _count(requests, tokenizer, invalid):
-        if tokens == 0:
-            invalid.append(_refused(request, "the prompt has no tokens"))
-        elif tokens >= model.context_tokens:
-            invalid.append(
-                _refused(
-                    request,
-                    f"the prompt's {tokens} tokens leave no room for an answer in the model's "
-                    f"context of {model.context_tokens}",
-                )
+
+    tokenizer: PromptTokenizer
+    model: ModelSpec
+    predictor: LengthPredictor
+    max_tokens: int | None = None
+    truncate: bool = False
+
+    def profile(self, requests: Iterable[Request], keep: Keep | None = None) -> Profile:
+        """Profiles every request; one that the model cannot take becomes an invalid one.
+
+        The text of `AT_ONCE` of them is in memory at a time; `keep` sees it before it is gone.
+        """
+        profile = Profile(self.tokenizer.source)
+        requests = iter(requests)
+        while chunk := list(islice(requests, AT_ONCE)):
+            self._profile_chunk(chunk, profile, keep)
+        return profile
+
+    def with_longer_cap(
+        self, profiled: ProfiledRequest, request: Request, max_tokens: int
+    ) -> ProfiledRequest:
+        """The profile of a request whose answer may have at least `max_tokens`."""
+        left = self.model.context_tokens - profiled.prompt_tokens
+        cap = min(max(profiled.max_tokens, max_tokens), left)
+        return self._profiled([(request, profiled.prompt_tokens)], [cap], profiled.slo)[0]
+
+    def _profile_chunk(self, chunk: list[Request], profile: Profile, keep: Keep | None) -> None:
+        fitting: list[tuple[Request, int]] = []
+        for asked, tokens in self._counted(chunk, profile.invalid):
+            given = self._fitted(asked, tokens)
+            if isinstance(given, InvalidRequest):
+                profile.invalid.append(given)
+                continue
+            profile.truncated += given[0] is not asked
+            fitting.append(given)
+            if keep is not None:
+                keep(asked, given[0])
+        caps = [self._cap(request, tokens) for request, tokens in fitting]
+        profile.requests += self._profiled(fitting, caps)
+
+    def _profiled(
+        self, counted: list[tuple[Request, int]], caps: list[int], slo: SLO | None = None
+    ) -> list[ProfiledRequest]:
+        requests = [request for request, _ in counted]
+        estimates = self.predictor.predict(requests, [tokens for _, tokens in counted], caps)
+        return [
+            ProfiledRequest(
+                custom_id=request.custom_id,
+                prompt_tokens=tokens,
+                max_tokens=cap,
+                output=estimate,
+                kv_bytes=self.model.kv_bytes(tokens + round(estimate.p90)),
+                # Every request starts with the run: no engine waits for an arrival yet.
+                slo=slo or request.slo or _NO_SLO,
+                rounds=_rounds(request),
             )
-        else:
-            counted.append((request, tokens))
+            for (request, tokens), cap, estimate in zip(counted, caps, estimates, strict=True)
+        ]
 
-    caps = [_cap(request, tokens, model, max_tokens) for request, tokens in counted]
-    estimates = predictor.predict([r for r, _ in counted], [t for _, t in counted], caps)
-    profiled = tuple(
-        ProfiledRequest(
-            custom_id=request.custom_id,
-            prompt_tokens=tokens,
-            max_tokens=cap,
-            output=estimate,
-            kv_bytes=model.kv_bytes(tokens + round(estimate.p90)),
-            # Every request starts with the run: no engine waits for an arrival yet.
-            slo=request.slo or SLO(),
-        )
-        for (request, tokens), cap, estimate in zip(counted, caps, estimates, strict=True)
-    )
-    return Profile(profiled, tuple(invalid), tokenizer.source)
-
-
-def _count(
-    requests: Sequence[Request], tokenizer: PromptTokenizer, invalid: list[InvalidRequest]
-) -> list[tuple[Request, int]]:
-    try:
-        return list(zip(requests, tokenizer.count(requests), strict=True))
-    except ModelError:
-        pass  # some conversation breaks the template: find out which
-    counted = []
-    for request in requests:
+    def _counted(
+        self, requests: Sequence[Request], invalid: list[InvalidRequest]
+    ) -> Iterator[tuple[Request, int]]:
         try:
-            counted.append((request, tokenizer.count([request])[0]))
-        except ModelError as error:
-            invalid.append(_refused(request, str(error)))
-    return counted
+            yield from zip(requests, self.tokenizer.count(requests), strict=True)
+            return
+        except ModelError:
+            pass  # some conversation breaks the template: find out which
+        for request in requests:
+            try:
+                yield request, self.tokenizer.count([request])[0]
+            except ModelError as error:
+                invalid.append(_refused(request, str(error)))
+
+    def _fitted(self, request: Request, tokens: int) -> tuple[Request, int] | InvalidRequest:
+        """The request as the model can take it and its tokens, or why it cannot."""
+        if tokens == 0:
+            return _refused(request, "the prompt has no tokens")
+        for token, _ in request.sampling.logit_bias:
+            if token >= self.model.vocab_size:
+                reason = f"{token} is no token of the model, which has {self.model.vocab_size}"
+                return InvalidRequest(
+                    request.source, f"logit_bias.{token}", reason, request.custom_id
+                )
+        if tokens < self.model.context_tokens:
+            return request, tokens
+        if self.truncate:
+            room = prompt_room(self.model, request.sampling.max_tokens or self.max_tokens)
+            cut = truncated(request, self._count_one, room)
+            if cut is not None:
+                return cut, self._count_one(cut)
+        reason = (
+            f"the prompt's {tokens} tokens leave no room for an answer in the model's context of "
+            f"{self.model.context_tokens}"
+        )
+        return replace(_refused(request, reason), code=TOO_LONG)
+
+    def _count_one(self, request: Request) -> int:
+        return self.tokenizer.count([request])[0]
+
+    def _cap(self, request: Request, prompt_tokens: int) -> int:
+        wanted = request.sampling.max_tokens or self.max_tokens
+        left = self.model.context_tokens - prompt_tokens
+        return left if wanted is None else min(wanted, left)
 
 
-def _cap(request: Request, prompt_tokens: int, model: ModelSpec, default: int | None) -> int:
-    wanted = request.sampling.max_tokens or default
-    left = model.context_tokens - prompt_tokens
-    return left if wanted is None else min(wanted, left)
+_NO_SLO = SLO()
+
+
+def _rounds(request: Request) -> int:
+    """How often it is answered: a greedy answer is the same every time, and made once."""
+    return 1 if request.sampling.temperature == 0 else request.sampling.n
 
 
 def _refused(request: Request, reason: str) -> InvalidRequest:

@@ -17,9 +17,13 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from uellm_cli.report.rows import request_latency, slo_met
-from uellm_cli.types import Blame, Failure, RequestTiming, Result
+from uellm_cli.types import EXPIRED, Blame, Failure, RequestTiming, Result
 
-_CAUSES_OF_FAILURE = frozenset({Blame.OUT_OF_MEMORY, Blame.EXPIRED, Blame.INTERRUPTED})
+_CAUSES_OF_FAILURE = {
+    EXPIRED: Blame.EXPIRED,
+    "interrupted": Blame.INTERRUPTED,
+    "out_of_memory": Blame.OUT_OF_MEMORY,
+}
 
 
 def blame_for(result: Result, alone_s: float | None) -> Blame:
@@ -45,7 +49,7 @@ def blame_for(result: Result, alone_s: float | None) -> Blame:
 
 
 def _failure_blame(failure: Failure) -> Blame:
-    return Blame(failure.code) if failure.code in _CAUSES_OF_FAILURE else Blame.ERROR
+    return _CAUSES_OF_FAILURE.get(failure.code, Blame.ERROR)
 
 
 def _keeps_promise(result: Result, timing: RequestTiming) -> bool:

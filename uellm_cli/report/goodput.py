@@ -7,7 +7,6 @@ Goodput is the rate of requests that keep all their targets (DistServe, arXiv 24
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from uellm_cli.errors import UsageError
@@ -51,12 +50,11 @@ def _seconds(name: str, milliseconds: str) -> float:
     return value / 1000
 
 
-def count_good(rows: Iterable[LatencyRow], targets: GoodputTargets) -> int:
-    """How many of `rows` were answered and keep every target."""
-    return sum(
+def is_good(row: LatencyRow, targets: GoodputTargets) -> bool:
+    """Whether a request was answered and keeps every target."""
+    return (
         row.error is None
         and within(row.ttft_s, targets.ttft_s)
         and within(row.tpot_s, targets.tpot_s)
         and within(row.e2e_s, targets.e2e_s)
-        for row in rows
     )

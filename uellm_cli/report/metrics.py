@@ -11,12 +11,14 @@ of those between, and TPOT is already their mean.
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from uellm_cli.report.goodput import GoodputTargets, count_good
+from uellm_cli.report.goodput import GoodputTargets, is_good
 from uellm_cli.report.rows import LatencyRow
 from uellm_cli.types import Blame
 
@@ -126,122 +128,169 @@ class RunReport:
 
 
 def summarise(
-    rows: Sequence[LatencyRow], duration_s: float, goodput: GoodputTargets | None = None
+    rows: Iterable[LatencyRow], duration_s: float, goodput: GoodputTargets | None = None
 ) -> RunReport:
-    """The report of a run of `duration_s` seconds; `goodput` replaces the requests' own targets."""
-    answered = [row for row in rows if row.error is None]
-    return RunReport(
-        totals=_totals(rows, answered, duration_s, goodput),
-        latencies=_latencies(answered),
-        slo=_attainment(rows),
-        classes=_classes(rows),
-        blame=Counter(row.blame for row in rows if row.met is False),
-        predictions=_predictions(answered),
-        worst_misses=_worst_misses(rows),
-    )
+    """The report of a run of `duration_s` seconds; `goodput` replaces the requests' own targets.
+
+    Rows are taken one by one and not kept: of a million requests only their latencies are.
+    """
+    tally = _Tally(goodput)
+    for row in rows:
+        tally.add(row)
+    return tally.report(duration_s)
 
 
-def _totals(
-    rows: Sequence[LatencyRow],
-    answered: Sequence[LatencyRow],
-    duration_s: float,
-    goodput: GoodputTargets | None,
-) -> Totals:
-    input_tokens = sum(row.prompt_tokens for row in answered)
-    output_tokens = sum(row.output_tokens for row in answered)
-    return Totals(
-        requests=len(rows),
-        completed=len(answered),
-        failures=Counter(row.error for row in rows if row.error is not None),
-        duration_s=duration_s,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        request_throughput=_rate(len(answered), duration_s),
-        output_throughput=_rate(output_tokens, duration_s),
-        total_token_throughput=_rate(input_tokens + output_tokens, duration_s),
-        request_goodput=_rate(_good_requests(rows, goodput), duration_s),
-    )
+class _Spread:
+    """Latencies in seconds, eight bytes each."""
+
+    def __init__(self) -> None:
+        self._known = array("d")
+
+    def add(self, latency_s: float | None) -> None:
+        if latency_s is not None:
+            self._known.append(latency_s)
+
+    def summary(self) -> LatencySummary | None:
+        import numpy as np
+
+        if not self._known:
+            return None
+        p50, p90, p99 = np.percentile(self._known, (50, 90, 99)).tolist()
+        return LatencySummary(mean_s=fmean(self._known), median_s=p50, p90_s=p90, p99_s=p99)
 
 
-def _good_requests(rows: Sequence[LatencyRow], goodput: GoodputTargets | None) -> int | None:
-    if goodput is not None:
-        return count_good(rows, goodput)
-    slo = _attainment(rows)
-    return slo.met if slo.promised else None
+class _ClassTally:
+    def __init__(self) -> None:
+        self.requests = self.completed = self.late = self.promised = self.met = 0
+        self._e2e = _Spread()
+        self._tightest_s, self._loosest_s = math.inf, -math.inf
+
+    def add(self, row: LatencyRow) -> None:
+        self.requests += 1
+        if row.error is None:
+            self.completed += 1
+            self.late += row.late_s is not None
+        if row.met is not None:
+            self.promised += 1
+            self.met += row.met
+        if row.deadline_s is not None:
+            self._tightest_s = min(self._tightest_s, row.deadline_s)
+            self._loosest_s = max(self._loosest_s, row.deadline_s)
+        self._e2e.add(row.e2e_s)
+
+    def report(self, name: str) -> ClassReport:
+        return ClassReport(
+            name=name,
+            requests=self.requests,
+            completed=self.completed,
+            late=self.late,
+            slo=Attainment(self.promised, self.met),
+            e2e=self._e2e.summary(),
+            tightest_deadline_s=self._tightest_s if math.isfinite(self._tightest_s) else None,
+            loosest_deadline_s=self._loosest_s if math.isfinite(self._loosest_s) else None,
+        )
+
+
+class _PredictionTally:
+    def __init__(self) -> None:
+        self._actual = array("q")
+        self._errors = array("d")
+        self._covered = 0
+
+    def add(self, row: LatencyRow) -> None:
+        p50, p90 = row.predicted_tokens_p50, row.predicted_tokens_p90
+        if p50 is None or p90 is None:
+            return
+        self._actual.append(row.output_tokens)
+        self._errors.append(abs(p50 - row.output_tokens))
+        self._covered += row.output_tokens <= p90
+
+    def report(self) -> PredictionReport | None:
+        if not self._actual:
+            return None
+        return PredictionReport(
+            requests=len(self._actual),
+            median_tokens=median(self._actual),
+            p50_error_tokens=median(self._errors),
+            p90_coverage=self._covered / len(self._actual),
+        )
+
+
+class _Tally:
+    """Everything that is counted over the rows."""
+
+    def __init__(self, goodput: GoodputTargets | None) -> None:
+        self._goodput = goodput
+        self._good = self._input_tokens = self._output_tokens = 0
+        self._failures: Counter[str] = Counter()
+        self._blame: Counter[Blame] = Counter()
+        self._queue, self._ttft, self._tpot, self._e2e = (_Spread() for _ in range(4))
+        self._classes: dict[str, _ClassTally] = defaultdict(_ClassTally)
+        self._predictions = _PredictionTally()
+        self._worst: list[LatencyRow] = []
+
+    def add(self, row: LatencyRow) -> None:
+        self._classes[row.slo_class].add(row)
+        if row.met is False:
+            self._blame[row.blame] += 1
+            self._worst = sorted([*self._worst, row], key=_by_lateness)[:WORST_MISSES]
+        if self._goodput is not None:
+            self._good += is_good(row, self._goodput)
+        if row.error is not None:
+            self._failures[row.error] += 1
+            return
+        self._input_tokens += row.prompt_tokens
+        self._output_tokens += row.output_tokens
+        self._queue.add(row.queue_s)
+        self._ttft.add(row.ttft_s)
+        self._tpot.add(row.tpot_s)
+        self._e2e.add(row.e2e_s)
+        self._predictions.add(row)
+
+    def report(self, duration_s: float) -> RunReport:
+        classes = self._classes.values()
+        slo = Attainment(sum(c.promised for c in classes), sum(c.met for c in classes))
+        return RunReport(
+            totals=self._totals(duration_s, slo),
+            latencies=Latencies(
+                queue=self._queue.summary(),
+                ttft=self._ttft.summary(),
+                tpot=self._tpot.summary(),
+                e2e=self._e2e.summary(),
+            ),
+            slo=slo,
+            classes=tuple(self._classes[name].report(name) for name in sorted(self._classes)),
+            blame=self._blame,
+            predictions=self._predictions.report(),
+            worst_misses=tuple(self._worst),
+        )
+
+    def _totals(self, duration_s: float, slo: Attainment) -> Totals:
+        requests = sum(entry.requests for entry in self._classes.values())
+        completed = sum(entry.completed for entry in self._classes.values())
+        good = self._good if self._goodput is not None else slo.met if slo.promised else None
+        return Totals(
+            requests=requests,
+            completed=completed,
+            failures=self._failures,
+            duration_s=duration_s,
+            input_tokens=self._input_tokens,
+            output_tokens=self._output_tokens,
+            request_throughput=_rate(completed, duration_s),
+            output_throughput=_rate(self._output_tokens, duration_s),
+            total_token_throughput=_rate(self._input_tokens + self._output_tokens, duration_s),
+            request_goodput=_rate(good, duration_s),
+        )
 
 
 def _rate(count: int | None, duration_s: float) -> float | None:
     return None if count is None or duration_s <= 0 else count / duration_s
 
 
-def _latencies(answered: Sequence[LatencyRow]) -> Latencies:
-    return Latencies(
-        queue=_spread(row.queue_s for row in answered),
-        ttft=_spread(row.ttft_s for row in answered),
-        tpot=_spread(row.tpot_s for row in answered),
-        e2e=_spread(row.e2e_s for row in answered),
-    )
-
-
-def _spread(latencies_s: Iterable[float | None]) -> LatencySummary | None:
-    import numpy as np
-
-    known = [latency for latency in latencies_s if latency is not None]
-    if not known:
-        return None
-    p50, p90, p99 = np.percentile(known, (50, 90, 99)).tolist()
-    return LatencySummary(mean_s=fmean(known), median_s=p50, p90_s=p90, p99_s=p99)
-
-
-def _attainment(rows: Iterable[LatencyRow]) -> Attainment:
-    promises = [row.met for row in rows if row.met is not None]
-    return Attainment(promised=len(promises), met=sum(promises))
-
-
-def _classes(rows: Iterable[LatencyRow]) -> tuple[ClassReport, ...]:
-    by_class: dict[str, list[LatencyRow]] = defaultdict(list)
-    for row in rows:
-        by_class[row.slo_class].append(row)
-    return tuple(_class_report(name, by_class[name]) for name in sorted(by_class))
-
-
-def _class_report(name: str, rows: Sequence[LatencyRow]) -> ClassReport:
-    answered = [row for row in rows if row.error is None]
-    deadlines_s = [row.deadline_s for row in rows if row.deadline_s is not None]
-    return ClassReport(
-        name=name,
-        requests=len(rows),
-        completed=len(answered),
-        late=sum(row.late_s is not None for row in answered),
-        slo=_attainment(rows),
-        e2e=_spread(row.e2e_s for row in answered),
-        tightest_deadline_s=min(deadlines_s, default=None),
-        loosest_deadline_s=max(deadlines_s, default=None),
-    )
-
-
-def _predictions(answered: Iterable[LatencyRow]) -> PredictionReport | None:
-    predicted = [
-        (row.output_tokens, row.predicted_tokens_p50, row.predicted_tokens_p90)
-        for row in answered
-        if row.predicted_tokens_p50 is not None and row.predicted_tokens_p90 is not None
-    ]
-    if not predicted:
-        return None
-    return PredictionReport(
-        requests=len(predicted),
-        median_tokens=median(actual for actual, _, _ in predicted),
-        p50_error_tokens=median(abs(p50 - actual) for actual, p50, _ in predicted),
-        p90_coverage=sum(actual <= p90 for actual, _, p90 in predicted) / len(predicted),
-    )
-
-
-def _worst_misses(rows: Iterable[LatencyRow]) -> tuple[LatencyRow, ...]:
-    """The latest answers first, then broken promises without a lateness, each by id.
+def _by_lateness(row: LatencyRow) -> tuple[float, str]:
+    """A sort key: the latest answers first, then broken promises without a lateness, each by id.
 
     Missing answers come last because they are already counted by error code and have a file of
     their own; what is hard to find is the answer that was late.
     """
-    missed = (row for row in rows if row.met is False)
-    ranked = sorted(missed, key=lambda row: (-(row.late_s or 0.0), row.custom_id))
-    return tuple(ranked[:WORST_MISSES])
+    return -(row.late_s or 0.0), row.custom_id

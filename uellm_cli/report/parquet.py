@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from uellm_cli.atomic import replace_file
+from uellm_cli.atomic import replacing
 from uellm_cli.errors import RunDirectoryError
 from uellm_cli.report.rows import LatencyRow
+from uellm_cli.report.tables import ROWS_IN_A_GROUP, TableWriter
 from uellm_cli.types import Blame, FinishReason
 
 if TYPE_CHECKING:
@@ -17,37 +18,42 @@ if TYPE_CHECKING:
 _COLUMNS = LatencyRow.__struct_fields__
 
 
-def write_latency_table(path: Path, rows: Sequence[LatencyRow]) -> None:
+def latency_table(file: BinaryIO) -> TableWriter[LatencyRow]:
+    """A table of latency rows in an open file."""
+    return TableWriter(file, _schema())
+
+
+def write_latency_table(path: Path, rows: Iterable[LatencyRow]) -> None:
     """Writes `rows` in their order; `path` holds the old table or the new one, never a part.
 
     Raises OutputError where the folder cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # Columns of a schema, not of the values: a column that is null throughout keeps its type.
-    columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
-    table = pa.Table.from_pydict(columns, schema=_schema())
-    content = pa.BufferOutputStream()
-    pq.write_table(table, content)
-    replace_file(path, content.getvalue().to_pybytes())
+    with replacing(path) as (file,), latency_table(file) as table:
+        for row in rows:
+            table.add(row)
 
 
-def read_latency_table(path: Path) -> list[LatencyRow]:
+def read_latency_table(path: Path) -> Iterator[LatencyRow]:
     """The rows of a table that `write_latency_table` wrote, in order; further columns are ignored.
 
     Raises RunDirectoryError, naming the file, if there is no such table.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # The bytes are read here because pyarrow would take a folder for a partitioned table.
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
-        return list(_rows(table.select(_COLUMNS).cast(_schema())))
+        # Opened here because pyarrow would take a folder for a partitioned table.
+        with path.open("rb") as file, pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(ROWS_IN_A_GROUP, columns=list(_COLUMNS)):
+                yield from _rows(_as_table(batch))
     except (OSError, KeyError, ValueError) as error:
         # pa.ArrowInvalid is a ValueError; a value that is no Blame is one too.
         raise RunDirectoryError(f"{path} is no readable latency table: {error}") from error
+
+
+def _as_table(batch: pa.RecordBatch) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_batches([batch]).select(_COLUMNS).cast(_schema())
 
 
 def _rows(table: pa.Table) -> Iterator[LatencyRow]:

@@ -53,7 +53,8 @@ def simulate_static(
             [output_tokens(member) for member in members],
             step,
         )
-        now_s += times.finished_s
+        # Requests that want several answers get them one after the other, each round a batch.
+        now_s += times.finished_s * max(member.rounds for member in members)
         finished.update(dict.fromkeys(batch.custom_ids, now_s))
     return finished
 
@@ -87,8 +88,9 @@ def judge(
 
 
 def alone_s(request: ProfiledRequest, output_tokens: int, step: StepTimes) -> float:
-    """Seconds that a request would take with the engine to itself."""
-    return static_batch_times([request.prompt_tokens], [max(output_tokens, 1)], step).finished_s
+    """Seconds that a request would take with the engine to itself, for tokens over all answers."""
+    each = max(round(output_tokens / request.rounds), 1)
+    return static_batch_times([request.prompt_tokens], [each], step).finished_s * request.rounds
 
 
 def _median_tokens(request: ProfiledRequest) -> int:

@@ -1,0 +1,142 @@
+"""What stands at the end of a journal: one entry a request, however often it was answered."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from uellm_cli.errors import JournalError, RunDirectoryError
+from uellm_cli.executor.records import (
+    Outcome,
+    Record,
+    RecordHead,
+    Redo,
+    Void,
+    body_of,
+    outcome_of,
+)
+from uellm_cli.types import Result
+
+
+class Entry(msgspec.Struct, gc=False):
+    """What stands for a request; `redo` is set while it is to be answered again."""
+
+    offset: int
+    key: str
+    outcome: Outcome
+    redo: Redo | None = None
+
+
+@dataclass(slots=True)
+class Index:
+    """What stands at the end of a journal, by `custom_id`.
+
+    `size` is the length of the whole lines in bytes, `torn_bytes` what was cut off behind them,
+    `damaged` the number of lines between them that cannot be read. `latest_s` is when the last
+    answer was handed back, in seconds from the run's start.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    size: int = 0
+    torn_bytes: int = 0
+    damaged: int = 0
+    latest_s: float = 0.0
+    redo: Redo | None = None
+
+    def take(self, content: RecordHead | Record | Redo | Void, offset: int) -> None:
+        """Brings the index up to date with a line at `offset`."""
+        if isinstance(content, RecordHead | Record):
+            self._take_result(content, offset)
+        elif isinstance(content, Redo):
+            self._take_redo(content)
+        else:
+            for custom_id in content.custom_ids:
+                self.entries.pop(custom_id, None)
+
+    def pending_redo(self) -> bool:
+        """Whether a redo has begun that is not at its end."""
+        return any(entry.redo is not None for entry in self.entries.values())
+
+    def _take_redo(self, redo: Redo) -> None:
+        self.redo = redo
+        for entry in self.entries.values():
+            if entry.outcome.value in redo.which:
+                entry.redo = redo
+
+    def _take_result(self, record: RecordHead | Record, offset: int) -> None:
+        result = record.result
+        if result.timing is not None:
+            self.latest_s = max(self.latest_s, result.timing.finished_s)
+        outcome = outcome_of(result)
+        standing = self.entries.get(result.custom_id)
+        if standing is not None and standing.outcome.is_answer and not outcome.is_answer:
+            # It was tried again and failed: the answer that there is stands.
+            standing.redo = None
+            return
+        self.entries[result.custom_id] = Entry(offset, record.key, outcome)
+
+
+def read_index(path: Path) -> Index:
+    """What a journal says; RunDirectoryError when there is none to read."""
+    index = Index()
+    decoder = msgspec.json.Decoder(RecordHead | Redo | Void)
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    index.torn_bytes = len(line)
+                    break
+                content = _checked(line, decoder)
+                if content is None:
+                    index.damaged += 1
+                else:
+                    index.take(content, index.size)
+                index.size += len(line)
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: cannot be read: {error.strerror}") from None
+    return index
+
+
+def _checked(
+    line: bytes, decoder: msgspec.json.Decoder[RecordHead | Redo | Void]
+) -> RecordHead | Redo | Void | None:
+    """A line's content, None when it is not as it was written."""
+    body = body_of(line)
+    if body is None:
+        return None
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError:
+        return None
+
+
+class ResultReader:
+    """Reads single results of a journal by where they are."""
+
+    # Most records are shorter; a longer one is read again, longer.
+    _GUESS_BYTES = 2048
+
+    def __init__(self, file: BinaryIO | FileIO) -> None:
+        self._descriptor = file.fileno()
+        self._decoder = msgspec.json.Decoder(Record)
+
+    def result(self, entry: Entry) -> Result:
+        """The result of an index entry; JournalError when it cannot be read any more."""
+        size = self._GUESS_BYTES
+        while True:
+            block = os.pread(self._descriptor, size, entry.offset)
+            line, newline, _ = block.partition(b"\n")
+            if newline or len(block) < size:
+                break
+            size *= 8
+        body = body_of(line)
+        if body is None:
+            raise JournalError(
+                f"the journal's record at byte {entry.offset} has changed while it was in use"
+            )
+        return self._decoder.decode(body).result

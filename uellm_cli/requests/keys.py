@@ -1,0 +1,39 @@
+"""Whether something is still the same: a request, by what it asks of which model, and a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from uellm_cli.errors import RequestFileError
+from uellm_cli.types import Request
+
+KEY_BYTES = 16
+
+
+def content_of(request: Request) -> bytes:
+    """What determines an answer, as msgpack: endpoint, text and sampling.
+
+    Id, SLO, arrival, metadata and place in a file are left out, so an answer stays valid when they
+    change; so are fields of `SamplingParams` at their defaults.
+    """
+    return msgspec.msgpack.encode(
+        (request.endpoint, request.messages, request.prompt, request.sampling)
+    )
+
+
+def answer_key(content: bytes, model: bytes) -> bytes:
+    """`KEY_BYTES` that stand for `content` asked of the model with fingerprint `model`."""
+    return hashlib.blake2b(content, digest_size=KEY_BYTES, key=model[:64]).digest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in pieces; RequestFileError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise RequestFileError(f"{path}: {reason or error}") from None
