@@ -12,6 +12,9 @@ import msgspec
 
 from uellm_cli.errors import OutputError
 
+# What is collected before the system is asked to write it.
+BUFFER_BYTES = 1 << 18
+
 
 @contextmanager
 def replacing(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
@@ -23,7 +26,7 @@ def replacing(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
     parts = [target.with_name(target.name + ".part") for target in targets]
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(part.open("wb")) for part in parts]
+            files = [stack.enter_context(part.open("wb", BUFFER_BYTES)) for part in parts]
             yield files
             for file in files:
                 file.flush()

@@ -42,7 +42,7 @@ from uellm_cli.executor.session import (
 )
 from uellm_cli.executor.stop import Stop
 from uellm_cli.hardware import detect_topology, load_topology
-from uellm_cli.models.files import bundled_model
+from uellm_cli.models.files import bundled_model, samples_by_default
 from uellm_cli.models.spec import load_model_spec
 from uellm_cli.models.tokens import load_tokenizer
 from uellm_cli.profiler import Profile, Profiler
@@ -143,6 +143,7 @@ def profile(settings: Settings, started: datetime, store: RequestStore | None = 
         predictor=LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options),
         max_tokens=settings.max_tokens,
         truncate=settings.truncate_prompt,
+        samples_by_default=samples_by_default(model_of(settings)),
     )
     invalid: list[InvalidRequest] = []
     notes: list[str] = []

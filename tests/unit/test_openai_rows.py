@@ -13,7 +13,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ValidationError
 
-from uellm_cli.executor.openai_rows import error_row, output_row
+from uellm_cli.executor.openai_rows import OpenAIRows
 from uellm_cli.executor.results import refused
 from uellm_cli.types import (
     Answer,
@@ -61,6 +61,18 @@ ANSWERED = Result(
     answers=(Answer("hello", 2, FinishReason.STOP),),
     finish_reason=FinishReason.STOP,
 )
+
+
+def output_row(result: Result, info: RunInfo) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(OpenAIRows(info).output_row(result))
+    return row
+
+
+def error_row(result: Result, info: RunInfo) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(OpenAIRows(info).error_row(result))
+    return row
+
+
 # "hé😀" in five tokens, of which the emoji takes two, and a special one.
 TOLD = (
     TokenLogprob("h", -0.1, b"h", (TokenLogprob("h", -0.1, b"h"), TokenLogprob("H", -3.0, b"H"))),
@@ -212,12 +224,15 @@ def test_a_simulated_answer_says_so_in_its_model() -> None:
 
 def test_a_row_s_id_stays_the_same_when_it_is_written_again() -> None:
     assert output_row(ANSWERED, INFO) == output_row(ANSWERED, INFO)
-    others = [
-        replace(ANSWERED, custom_id="b"),
-        replace(ANSWERED, source=SourceLine("in.jsonl", 1)),
-        replace(ANSWERED, source=SourceLine("in.jsonl", 2)),
+    # A line that has moved, or a run that was resumed, makes no other row of it.
+    moved = replace(ANSWERED, source=SourceLine("in.jsonl", 2))
+    assert output_row(moved, INFO) == output_row(ANSWERED, INFO)
+    ids = [
+        output_row(ANSWERED, INFO)["id"],
+        output_row(replace(ANSWERED, custom_id="b"), INFO)["id"],
+        output_row(ANSWERED, dataclasses.replace(INFO, run_id="other"))["id"],
     ]
-    assert len({output_row(result, INFO)["id"] for result in [ANSWERED, *others]}) == 4
+    assert len(set(ids)) == 3
 
 
 def test_an_invalid_line_s_row_names_file_line_field_and_reason() -> None:

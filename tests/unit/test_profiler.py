@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.builders import chat, model_spec
 from uellm_cli.errors import ModelError, UsageError
+from uellm_cli.models.files import samples_by_default
 from uellm_cli.profiler import Profiler
 from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
 from uellm_cli.profiler.lengths.prompt_length import PromptLength, fit
@@ -126,3 +128,40 @@ def test_a_slope_moves_the_prediction_with_the_prompt() -> None:
     short, long = predictor.predict([chat("a", ""), chat("b", "")], [10, 1000], [9999, 9999])
     assert short.p50 == pytest.approx(10)
     assert long.p50 == pytest.approx(1000)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "samples_by_default", "rounds"),
+    [(None, True, 4), (None, False, 1), (0.0, True, 1), (0.7, False, 4)],
+)
+def test_several_answers_take_as_many_rounds_unless_they_are_all_the_same(
+    temperature: float | None, samples_by_default: bool, rounds: int
+) -> None:
+    asked = chat("a", "one two")
+    asked = replace(asked, sampling=replace(asked.sampling, n=4, temperature=temperature))
+    profiler = Profiler(
+        WordTokenizer(), model_spec(), CONSTANT, samples_by_default=samples_by_default
+    )
+    assert profiler.profile([asked]).requests[0].rounds == rounds
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [('{"do_sample": true}', True), ('{"do_sample": false}', False), ("{}", False), ("[", False)],
+)
+def test_a_model_samples_by_default_where_its_generation_config_says_so(
+    content: str, expected: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    assert samples_by_default(str(tmp_path)) is expected
+
+
+def test_a_longer_cap_is_given_within_the_context_and_never_takes_away() -> None:
+    profiler = Profiler(WordTokenizer(), model_spec(context_tokens=20), CONSTANT)
+    request = chat("a", "one two three", max_tokens=4)
+    (first,) = profiler.profile([request]).requests
+    caps = [profiler.with_longer_cap(first, request, cap).max_tokens for cap in (2, 6, 100)]
+    assert caps == [4, 6, 17]
+    longer = profiler.with_longer_cap(first, request, 6)
+    assert longer.output.tokens[-1] == 6
+    assert (longer.custom_id, longer.prompt_tokens, longer.slo) == ("a", 3, first.slo)

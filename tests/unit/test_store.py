@@ -9,11 +9,12 @@ from msgspec.structs import replace
 
 from tests.builders import chat
 from uellm_cli.errors import OutputError
-from uellm_cli.requests.keys import answer_key, content_of
+from uellm_cli.requests.keys import answer_key, content_of, model_salt
 from uellm_cli.requests.store import RequestStore
 from uellm_cli.types import SLO, Endpoint, Message, Request, SamplingParams, SourceLine
 
 ASKED = chat("a", "hi", max_tokens=5)
+SALT = model_salt("model")
 
 texts = st.text(max_size=50)
 requests = st.builds(
@@ -56,7 +57,7 @@ def test_a_request_that_was_cut_keeps_the_key_of_what_was_asked(tmp_path: Path) 
     whole, cut = chat("a", "a long story"), chat("a", "story")
     store.add(whole, cut)
     assert store.request("a").messages == cut.messages
-    assert store.key("a") == answer_key(content_of(whole), b"model").hex()
+    assert store.key("a") == answer_key(content_of(whole), SALT).hex()
 
 
 def test_reading_and_adding_may_take_turns(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_reading_and_adding_may_take_turns(tmp_path: Path) -> None:
 
 
 def test_a_key_is_of_what_is_asked_and_of_whom_and_not_of_what_is_promised() -> None:
-    key = answer_key(content_of(ASKED), b"model")
+    key = answer_key(content_of(ASKED), SALT)
     unchanged = replace(
         ASKED,
         custom_id="b",
@@ -78,7 +79,7 @@ def test_a_key_is_of_what_is_asked_and_of_whom_and_not_of_what_is_promised() -> 
         arrival_s=7.0,
         source=SourceLine("other.jsonl", 9),
     )
-    assert answer_key(content_of(unchanged), b"model") == key
+    assert answer_key(content_of(unchanged), SALT) == key
     others = [
         replace(ASKED, messages=(Message("user", "ho"),)),
         replace(ASKED, messages=(Message("system", "hi"),)),
@@ -97,14 +98,14 @@ def test_a_key_is_of_what_is_asked_and_of_whom_and_not_of_what_is_promised() -> 
             )
         ),
     ]
-    keys = {key, *(answer_key(content_of(other), b"model") for other in others)}
+    keys = {key, *(answer_key(content_of(other), SALT) for other in others)}
     assert len(keys) == len(others) + 1
-    assert answer_key(content_of(ASKED), b"other model") != key
+    assert answer_key(content_of(ASKED), model_salt("other model")) != key
 
 
 def test_the_key_of_a_request_stays_the_same_from_version_to_version() -> None:
     # Runs are resumed by it: a change of this value makes every finished answer void.
-    assert answer_key(content_of(ASKED), b"model").hex() == "aef4860d8b4a783984753718149cf899"
+    assert answer_key(content_of(ASKED), SALT).hex() == "5e2041941944fe90961f4a2581f24705"
 
 
 def test_a_disk_that_has_no_room_for_the_requests_is_named(tmp_path: Path) -> None:

@@ -48,30 +48,11 @@ class Index:
     latest_s: float = 0.0
     redo: Redo | None = None
 
-    def take(self, content: RecordHead | Record | Redo | Void, offset: int) -> None:
-        """Brings the index up to date with a line at `offset`."""
-        if isinstance(content, RecordHead | Record):
-            self._take_result(content, offset)
-        elif isinstance(content, Redo):
-            self._take_redo(content)
-        else:
-            for custom_id in content.custom_ids:
-                self.entries.pop(custom_id, None)
-
-    def pending_redo(self) -> bool:
-        """Whether a redo has begun that is not at its end."""
-        return any(entry.redo is not None for entry in self.entries.values())
-
-    def _take_redo(self, redo: Redo) -> None:
-        self.redo = redo
-        for entry in self.entries.values():
-            if entry.outcome.value in redo.which:
-                entry.redo = redo
-
-    def _take_result(self, record: RecordHead | Record, offset: int) -> None:
+    def take_result(self, record: RecordHead | Record, offset: int) -> None:
+        """Brings the index up to date with a result whose line is at `offset`."""
         result = record.result
-        if result.timing is not None:
-            self.latest_s = max(self.latest_s, result.timing.finished_s)
+        if result.timing is not None and result.timing.finished_s > self.latest_s:
+            self.latest_s = result.timing.finished_s
         outcome = outcome_of(result)
         standing = self.entries.get(result.custom_id)
         if standing is not None and standing.outcome.is_answer and not outcome.is_answer:
@@ -79,6 +60,21 @@ class Index:
             standing.redo = None
             return
         self.entries[result.custom_id] = Entry(offset, record.key, outcome)
+
+    def take_note(self, note: Redo | Void) -> None:
+        """Brings the index up to date with a note."""
+        if isinstance(note, Void):
+            for custom_id in note.custom_ids:
+                self.entries.pop(custom_id, None)
+            return
+        self.redo = note
+        for entry in self.entries.values():
+            if entry.outcome.value in note.which:
+                entry.redo = note
+
+    def pending_redo(self) -> bool:
+        """Whether a redo has begun that is not at its end."""
+        return any(entry.redo is not None for entry in self.entries.values())
 
 
 def read_index(path: Path) -> Index:
@@ -94,8 +90,10 @@ def read_index(path: Path) -> Index:
                 content = _checked(line, decoder)
                 if content is None:
                     index.damaged += 1
+                elif isinstance(content, RecordHead):
+                    index.take_result(content, index.size)
                 else:
-                    index.take(content, index.size)
+                    index.take_note(content)
                 index.size += len(line)
     except OSError as error:
         raise RunDirectoryError(f"{path}: cannot be read: {error.strerror}") from None
@@ -130,11 +128,11 @@ class ResultReader:
         size = self._GUESS_BYTES
         while True:
             block = os.pread(self._descriptor, size, entry.offset)
-            line, newline, _ = block.partition(b"\n")
-            if newline or len(block) < size:
+            end = block.find(b"\n")
+            if end >= 0 or len(block) < size:
                 break
             size *= 8
-        body = body_of(line)
+        body = body_of(memoryview(block)[: end + 1])
         if body is None:
             raise JournalError(
                 f"the journal's record at byte {entry.offset} has changed while it was in use"

@@ -33,7 +33,7 @@ class Journal:
 
     def __init__(self, file: FileIO, index: Index) -> None:
         self._file = file
-        self._pending: list[tuple[bytes, Record | Redo | Void]] = []
+        self._pending: list[tuple[bytes, Record]] = []
         self._disk = _Disk(file)
         self.index = index
         self.reader = ResultReader(file)
@@ -79,8 +79,11 @@ class Journal:
 
     def note(self, content: Redo | Void) -> None:
         """Writes a note and puts it on the disk."""
-        self._pending.append((encode_line(content), content))
         self._write()
+        line = encode_line(content)
+        self._disk.write(line, at=self.index.size)
+        self.index.take_note(content)
+        self.index.size += len(line)
         self._disk.sync()
 
     def commit(self) -> None:
@@ -95,8 +98,8 @@ class Journal:
         if not self._pending:
             return
         self._disk.write(b"".join(line for line, _ in self._pending), at=self.index.size)
-        for line, content in self._pending:
-            self.index.take(content, self.index.size)
+        for line, record in self._pending:
+            self.index.take_result(record, self.index.size)
             self.index.size += len(line)
         self._pending.clear()
 

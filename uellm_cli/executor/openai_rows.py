@@ -1,6 +1,7 @@
 """Results as the lines of OpenAI's batch output and error files.
 
-A run makes one a request, so that they are plain dicts, built in a few microseconds.
+A run writes one a request and often twice, so that they are structs: those are built and encoded
+in half the time that dicts take.
 """
 
 from __future__ import annotations
@@ -10,74 +11,158 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-from uellm_cli.types import Answer, Endpoint, Result, RunInfo, TokenLogprob
+import msgspec
+
+from uellm_cli.types import Endpoint, Result, RunInfo, TokenLogprob
 
 
-def output_row(result: Result, info: RunInfo) -> dict[str, Any]:
-    """One line of `results.jsonl`, for a result that has an answer."""
-    own_id = _row_id(result, info)
-    chat = result.endpoint is not Endpoint.COMPLETION
-    choice = _chat_choice if chat else _completion_choice
-    finished_s = result.timing.finished_s if result.timing else 0.0
-    body = {
-        "id": ("chatcmpl-" if chat else "cmpl-") + own_id,
-        "object": "chat.completion" if chat else "text_completion",
-        "created": int(info.started.timestamp() + finished_s),
+class _Message(msgspec.Struct, gc=False):
+    role: str
+    content: str
+    refusal: None = None
+
+
+class _ChatChoice(msgspec.Struct, gc=False):
+    index: int
+    message: _Message
+    logprobs: dict[str, Any] | None
+    finish_reason: str
+
+
+class _CompletionChoice(msgspec.Struct, gc=False):
+    text: str
+    index: int
+    logprobs: dict[str, Any] | None
+    finish_reason: str
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _Body(msgspec.Struct, gc=False):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: Sequence[_ChatChoice | _CompletionChoice]
+    usage: _Usage
+
+
+class _Response(msgspec.Struct, gc=False):
+    status_code: int
+    request_id: str
+    body: _Body
+
+
+class OutputRow(msgspec.Struct, gc=False):
+    """A line of `results.jsonl`."""
+
+    id: str
+    custom_id: str
+    response: _Response
+    error: None = None
+
+
+class _Error(msgspec.Struct, gc=False, omit_defaults=True):
+    """OpenAI's `code` and `message`; what an invalid line adds is where it is, and its field."""
+
+    code: str | None = None
+    message: str | None = None
+    field: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+
+class ErrorRow(msgspec.Struct, gc=False):
+    """A line of `errors.jsonl`."""
+
+    id: str
+    custom_id: str
+    response: None
+    error: _Error
+
+
+class OpenAIRows:
+    """Rows of one run."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self._identity = f"{info.run_id}\0".encode()
+        self._started_s = info.started.timestamp()
         # Nobody shall take a simulated row for an answer.
-        "model": f"simulated:{info.model}" if info.simulated else info.model,
-        "choices": [choice(index, answer) for index, answer in enumerate(result.answers)],
-        "usage": {
-            "prompt_tokens": result.prompt_tokens,
-            "completion_tokens": result.output_tokens,
-            "total_tokens": result.prompt_tokens + result.output_tokens,
-        },
-    }
-    return {
-        "id": "batch_req_" + own_id,
-        "custom_id": result.custom_id,
-        "response": {"status_code": 200, "request_id": "req_" + own_id, "body": body},
-        "error": None,
-    }
+        self._model = f"simulated:{info.model}" if info.simulated else info.model
+
+    def row(self, result: Result) -> OutputRow | ErrorRow:
+        return self.output_row(result) if result.failure is None else self.error_row(result)
+
+    def output_row(self, result: Result) -> OutputRow:
+        """The row of a result that has an answer."""
+        own_id = self._own_id(result)
+        chat = result.endpoint is not Endpoint.COMPLETION
+        finished_s = result.timing.finished_s if result.timing else 0.0
+        body = _Body(
+            id=("chatcmpl-" if chat else "cmpl-") + own_id,
+            object="chat.completion" if chat else "text_completion",
+            created=int(self._started_s + finished_s),
+            model=self._model,
+            choices=_chat_choices(result) if chat else _completion_choices(result),
+            usage=_Usage(
+                result.prompt_tokens,
+                result.output_tokens,
+                result.prompt_tokens + result.output_tokens,
+            ),
+        )
+        response = _Response(200, "req_" + own_id, body)
+        return OutputRow("batch_req_" + own_id, result.custom_id, response)
+
+    def error_row(self, result: Result) -> ErrorRow:
+        """The row of a result that has none, or of an invalid line."""
+        failure, source = result.failure, result.source
+        error = _Error(
+            code=failure.code if failure else None,
+            message=failure.message if failure else None,
+            field=failure.field if failure else None,
+            file=source.file if source else None,
+            line=source.line if source else None,
+        )
+        return ErrorRow("batch_req_" + self._own_id(result), result.custom_id, None, error)
+
+    def _own_id(self, result: Result) -> str:
+        # Made from what the row is about: writing a file anew from the journal changes nothing.
+        return blake2b(self._identity + result.custom_id.encode(), digest_size=12).hexdigest()
 
 
-def error_row(result: Result, info: RunInfo) -> dict[str, Any]:
-    """One line of `errors.jsonl`; an invalid line's row names its file, line and field."""
-    error: dict[str, Any] = {}
-    if result.failure is not None:
-        error = {"code": result.failure.code, "message": result.failure.message}
-        if result.failure.field is not None:
-            error["field"] = result.failure.field
-    if result.source is not None:
-        error |= {"file": result.source.file, "line": result.source.line}
-    return {
-        "id": "batch_req_" + _row_id(result, info),
-        "custom_id": result.custom_id,
-        "response": None,
-        "error": error,
-    }
-
-
-def _row_id(result: Result, info: RunInfo) -> str:
-    # Made from what the row is about, so that rewriting a file from the journal changes nothing.
-    content = f"{info.run_id}\0{result.custom_id}\0{result.source or ''}"
-    return blake2b(content.encode(), digest_size=12).hexdigest()
-
-
-def _chat_choice(index: int, answer: Answer) -> dict[str, Any]:
-    told = answer.logprobs
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
-        "logprobs": None if told is None else {"content": _chat_logprobs(told), "refusal": None},
-        "finish_reason": answer.finish_reason,
-    }
-
-
-def _chat_logprobs(told: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+def _chat_choices(result: Result) -> list[_ChatChoice]:
     return [
+        _ChatChoice(
+            index,
+            _Message("assistant", answer.text),
+            _chat_logprobs(answer.logprobs),
+            answer.finish_reason,
+        )
+        for index, answer in enumerate(result.answers)
+    ]
+
+
+def _completion_choices(result: Result) -> list[_CompletionChoice]:
+    return [
+        _CompletionChoice(
+            answer.text, index, _completion_logprobs(answer.logprobs), answer.finish_reason
+        )
+        for index, answer in enumerate(result.answers)
+    ]
+
+
+def _chat_logprobs(told: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if told is None:
+        return None
+    content = [
         {**_chat_token(token), "top_logprobs": [_chat_token(other) for other in token.top]}
         for token in told
     ]
+    return {"content": content, "refusal": None}
 
 
 def _chat_token(token: TokenLogprob) -> dict[str, Any]:
@@ -86,16 +171,9 @@ def _chat_token(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.token, "logprob": token.logprob, "bytes": raw}
 
 
-def _completion_choice(index: int, answer: Answer) -> dict[str, Any]:
-    return {
-        "text": answer.text,
-        "index": index,
-        "logprobs": None if answer.logprobs is None else _completion_logprobs(answer.logprobs),
-        "finish_reason": answer.finish_reason,
-    }
-
-
-def _completion_logprobs(told: Sequence[TokenLogprob]) -> dict[str, Any]:
+def _completion_logprobs(told: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if told is None:
+        return None
     return {
         "tokens": [_completion_token(token) for token in told],
         "token_logprobs": [token.logprob for token in told],

@@ -8,12 +8,12 @@ in the order of the input, and take the place of the old ones together.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, Self
 
 import msgspec
 from msgspec.structs import replace
@@ -22,10 +22,10 @@ from uellm_cli.atomic import replacing
 from uellm_cli.config import OutputFormat
 from uellm_cli.errors import JournalError, RunDirectoryError
 from uellm_cli.executor.journal import Journal
-from uellm_cli.executor.openai_rows import error_row, output_row
+from uellm_cli.executor.openai_rows import OpenAIRows
 from uellm_cli.executor.records import Record
 from uellm_cli.executor.result_table import result_row, result_table
-from uellm_cli.executor.results import as_promised_now, not_run, refused
+from uellm_cli.executor.results import as_promised_now, is_not_run, not_run, refused
 from uellm_cli.executor.run_directory import ERRORS, LATENCY, RESULTS, RESULTS_TABLE
 from uellm_cli.report.metrics import RunReport, summarise
 from uellm_cli.report.parquet import latency_table
@@ -85,13 +85,6 @@ class ResultSink:
                 file.close()
 
 
-class Row(NamedTuple):
-    """A line of the input and what came of it; a request that is not done is a row of no file."""
-
-    result: Result
-    is_done: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What came of every line of a run's input, as its journal has it now.
@@ -106,47 +99,50 @@ class Rows:
     files: Sequence[str]
     model: ModelSpec
 
-    def __iter__(self) -> Iterator[Row]:
-        """A row for every line, in the order of the input."""
-        return self._with_refusals(self._row(profiled) for profiled in self.requests)
+    def __iter__(self) -> Iterator[Result]:
+        """A result for every line, in the order of the input.
 
-    def done(self) -> Iterator[Row]:
+        A request that has none yet is `not_run`, which is no row of any file of answers or errors.
+        """
+        return self._with_refusals(self._result(profiled) for profiled in self.requests)
+
+    def done(self) -> Iterator[Result]:
         """As `__iter__`, without the requests that have no result yet."""
         entries = self.journal.index.entries
         return self._with_refusals(
-            self._row(profiled) for profiled in self.requests if profiled.custom_id in entries
+            self._result(profiled) for profiled in self.requests if profiled.custom_id in entries
         )
 
-    def _with_refusals(self, rows: Iterator[Row]) -> Iterator[Row]:
+    def _with_refusals(self, results: Iterator[Result]) -> Iterator[Result]:
         if not self.invalid:
-            return rows
+            return results
         rank = {name: number for number, name in enumerate(self.files)}
 
-        def place(row: Row) -> tuple[int, int]:
-            source = row.result.source
+        def place(result: Result) -> tuple[int, int]:
+            source = result.source
             return (rank.get(source.file, 0), source.line) if source else (0, 0)
 
-        refusals = (Row(refused(invalid), True) for invalid in self.invalid)
-        # Lines that the model refuses come after those that are no requests, whatever their place.
-        return heapq.merge(sorted(refusals, key=place), rows, key=place)
+        # What the model refuses was found after what is no request, whatever their places.
+        refusals = sorted(map(refused, self.invalid), key=place)
+        return heapq.merge(refusals, results, key=place)
 
-    def _row(self, profiled: ProfiledRequest) -> Row:
+    def _result(self, profiled: ProfiledRequest) -> Result:
         source = self.store.source(profiled.custom_id)
         entry = self.journal.index.entries.get(profiled.custom_id)
         if entry is None:
-            return Row(replace(not_run(profiled, self.model), source=source), False)
-        return Row(as_promised_now(self.journal.reader.result(entry), profiled, source), True)
+            return replace(not_run(profiled, self.model), source=source)
+        return as_promised_now(self.journal.reader.result(entry), profiled, source)
 
 
 def write_rows(directory: Path, rows: Rows, info: RunInfo) -> None:
     """Writes `results.jsonl` and `errors.jsonl`; OutputError, and the old ones, if that fails."""
     with replacing(directory / RESULTS, directory / ERRORS) as files:
         lines = _Lines(info, *files)
-        for row in rows.done():
-            lines.add(row.result)
+        for result in rows.done():
+            lines.add(result)
 
 
-def write_all(directory: Path, rows: Iterable[Row], info: RunInfo, form: OutputFormat) -> RunReport:
+def write_all(directory: Path, rows: Rows, info: RunInfo, form: OutputFormat) -> RunReport:
     """As `write_rows`, with the tables beside them; returns the figures over all rows."""
     names = [RESULTS, ERRORS, LATENCY]
     if form is OutputFormat.PARQUET:
@@ -157,28 +153,31 @@ def write_all(directory: Path, rows: Iterable[Row], info: RunInfo, form: OutputF
         answers = [tables.enter_context(result_table(file)) for file in files[3:]]
 
         def latency_rows() -> Iterator[LatencyRow]:
-            for row in rows:
-                if row.is_done:
-                    lines.add(row.result)
+            for result in rows:
+                if not is_not_run(result):
+                    lines.add(result)
                 for table in answers:
-                    table.add(result_row(row.result))
-                latency = latency_row(row.result)
+                    table.add(result_row(result))
+                latency = latency_row(result)
                 latencies.add(latency)
                 yield latency
 
-        return summarise(latency_rows(), info.duration_s or 0.0)
+        figures = summarise(latency_rows(), info.duration_s or 0.0)
+    if form is not OutputFormat.PARQUET:
+        # An earlier session's would tell of answers that no longer stand.
+        (directory / RESULTS_TABLE).unlink(missing_ok=True)
+    return figures
 
 
 class _Lines:
     """OpenAI's lines, to the file that they belong in."""
 
     def __init__(self, info: RunInfo, results: BinaryIO, errors: BinaryIO) -> None:
-        self._info = info
+        self._row = OpenAIRows(info).row
+        self._encoder = msgspec.json.Encoder()
         self._results = results
         self._errors = errors
 
     def add(self, result: Result) -> None:
-        if result.failure is None:
-            self._results.write(msgspec.json.encode(output_row(result, self._info)) + b"\n")
-        else:
-            self._errors.write(msgspec.json.encode(error_row(result, self._info)) + b"\n")
+        file = self._results if result.failure is None else self._errors
+        file.write(self._encoder.encode_lines((self._row(result),)))

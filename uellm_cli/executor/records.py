@@ -13,6 +13,8 @@ import msgspec
 from uellm_cli.config import Redoable
 from uellm_cli.types import EXPIRED, FinishReason, Result
 
+_CHECKSUM_CHARS = 8
+
 
 class Outcome(StrEnum):
     """How a request ended; those that can be made again are called as in `Redoable`."""
@@ -83,7 +85,8 @@ def outcome_of(result: ResultHead | Result) -> Outcome:
     return Outcome.TRUNCATED if cut else Outcome.ANSWERED
 
 
-def body_of(line: bytes) -> bytes | None:
-    """A line's JSON, None when it is not as it was written."""
-    checksum, _, body = line.removesuffix(b"\n").partition(b" ")
-    return body if checksum == b"%08x" % crc32(body) else None
+def body_of(line: bytes | memoryview) -> memoryview | None:
+    """The JSON of a line with its newline, None when it is not as it was written."""
+    line = memoryview(line)
+    body = line[_CHECKSUM_CHARS + 1 : -1]
+    return body if line[:_CHECKSUM_CHARS] == b"%08x" % crc32(body) else None

@@ -137,6 +137,10 @@ def not_run(profiled: ProfiledRequest, model: ModelSpec) -> Result:
     return replace(result, blame=blame_for(result, alone_s=None))
 
 
+def is_not_run(result: Result) -> bool:
+    return result.failure is not None and result.failure.code == Blame.INTERRUPTED.value
+
+
 def as_promised_now(result: Result, profiled: ProfiledRequest, source: SourceLine) -> Result:
     """A result that was kept, under the promise and from the line that its request has now.
 
@@ -159,8 +163,9 @@ def as_promised_now(result: Result, profiled: ProfiledRequest, source: SourceLin
 
 
 def _deadline_s(profiled: ProfiledRequest) -> float | None:
-    due = profiled.finish_by_s
-    return None if due is None else due - profiled.arrival_s
+    if profiled.slo.deadline_s is None:
+        return None
+    return (profiled.finish_by_s or 0.0) - profiled.arrival_s
 
 
 def _alone_s(profiled: ProfiledRequest, completion: Completion, step: StepTimes) -> float:

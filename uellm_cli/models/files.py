@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 BUNDLED_MODEL_NAME = "tiny-llm"
@@ -15,6 +16,19 @@ def bundled_model() -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(BUNDLED_MODEL_NAME)
+
+
+def samples_by_default(model: str) -> bool:
+    """Whether the model's own generation config draws its answers instead of taking the likeliest.
+
+    Without a readable one it takes the likeliest, as transformers does.
+    """
+    path = find_model_file(model, "generation_config.json")
+    try:
+        settings = json.loads(path.read_bytes()) if path is not None else {}
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("do_sample"))
 
 
 def find_model_file(model: str, name: str) -> Path | None:

@@ -46,6 +46,7 @@ class Profiler:
 
     A request's cap is its own `max_tokens`, else `max_tokens`, and never more than what its prompt
     leaves of the model's context. A prompt that leaves nothing is refused, or cut with `truncate`.
+    `samples_by_default` is how the model answers a request that sets no temperature.
     """
 
     tokenizer: PromptTokenizer
@@ -53,6 +54,7 @@ class Profiler:
     predictor: LengthPredictor
     max_tokens: int | None = None
     truncate: bool = False
+    samples_by_default: bool = True
 
     def profile(self, requests: Iterable[Request], keep: Keep | None = None) -> Profile:
         """Profiles every request; one that the model cannot take becomes an invalid one.
@@ -101,7 +103,7 @@ class Profiler:
                 kv_bytes=self.model.kv_bytes(tokens + round(estimate.p90)),
                 # Every request starts with the run: no engine waits for an arrival yet.
                 slo=slo or request.slo or _NO_SLO,
-                rounds=_rounds(request),
+                rounds=self._rounds(request),
             )
             for (request, tokens), cap, estimate in zip(counted, caps, estimates, strict=True)
         ]
@@ -143,6 +145,12 @@ class Profiler:
         )
         return replace(_refused(request, reason), code=TOO_LONG)
 
+    def _rounds(self, request: Request) -> int:
+        """How often it is answered: a greedy answer is the same every time, and made once."""
+        given = request.sampling.temperature
+        samples = self.samples_by_default if given is None else given > 0
+        return request.sampling.n if samples else 1
+
     def _count_one(self, request: Request) -> int:
         return self.tokenizer.count([request])[0]
 
@@ -153,11 +161,6 @@ class Profiler:
 
 
 _NO_SLO = SLO()
-
-
-def _rounds(request: Request) -> int:
-    """How often it is answered: a greedy answer is the same every time, and made once."""
-    return 1 if request.sampling.temperature == 0 else request.sampling.n
 
 
 def _refused(request: Request, reason: str) -> InvalidRequest:

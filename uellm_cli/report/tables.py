@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Generic, Self, TypeVar
 
@@ -39,7 +40,7 @@ class TableWriter(Generic[RowT]):
     def _flush(self) -> None:
         import pyarrow as pa
 
-        columns = {name: [getattr(row, name) for row in self._rows] for name in self._schema.names}
+        columns = {name: list(map(attrgetter(name), self._rows)) for name in self._schema.names}
         self._writer.write_table(pa.Table.from_pydict(columns, schema=self._schema))
         self._rows.clear()
 

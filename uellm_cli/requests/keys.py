@@ -24,9 +24,14 @@ def content_of(request: Request) -> bytes:
     )
 
 
-def answer_key(content: bytes, model: bytes) -> bytes:
-    """`KEY_BYTES` that stand for `content` asked of the model with fingerprint `model`."""
-    return hashlib.blake2b(content, digest_size=KEY_BYTES, key=model[:64]).digest()
+def model_salt(fingerprint: str) -> bytes:
+    """The model's part in the keys of its answers."""
+    return hashlib.blake2b(fingerprint.encode(), digest_size=hashlib.blake2b.SALT_SIZE).digest()
+
+
+def answer_key(content: bytes, salt: bytes) -> bytes:
+    """`KEY_BYTES` that stand for `content` asked of the model with this `model_salt`."""
+    return hashlib.blake2b(content, digest_size=KEY_BYTES, salt=salt).digest()
 
 
 def file_sha256(path: Path) -> str:

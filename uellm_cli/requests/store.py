@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from uellm_cli.errors import OutputError
-from uellm_cli.requests.keys import KEY_BYTES, answer_key, content_of
+from uellm_cli.requests.keys import KEY_BYTES, answer_key, content_of, model_salt
 from uellm_cli.types import Endpoint, Message, Request, SamplingParams, SourceLine
 
 # Text collected before it is written.
@@ -29,7 +29,7 @@ class RequestStore:
 
     def __init__(self, folder: Path, model: str) -> None:
         self._folder = folder
-        self._model = model.encode()
+        self._salt = model_salt(model)
         try:
             # Open as long as the store is.
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
@@ -55,7 +55,7 @@ class RequestStore:
         Raises OutputError when the disk is full.
         """
         content = content_of(asked)
-        self._keys += answer_key(content, self._model)
+        self._keys += answer_key(content, self._salt)
         self._waiting += content if given is None else content_of(given)
         self._positions[asked.custom_id] = len(self._lines)
         self._ends.append(self._written + len(self._waiting))
