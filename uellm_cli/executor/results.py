@@ -149,7 +149,7 @@ def as_promised_now(result: Result, profiled: ProfiledRequest, source: SourceLin
     slo = profiled.slo
     promise = (slo.name, _deadline_s(profiled), slo.ttft_s, slo.tpot_s)
     if promise == (result.slo_class, result.deadline_s, result.ttft_slo_s, result.tpot_slo_s):
-        return result if result.source == source else replace(result, source=source)
+        return replace(result, source=source)
     name, deadline_s, ttft_s, tpot_s = promise
     now = replace(
         result,

@@ -107,13 +107,15 @@ def slo_met(result: Result, latency: RequestLatency | None) -> bool | None:
     No latency means no answer, which keeps no promise. An answer of one token has no TPOT and
     keeps any TPOT target, as in vllm's goodput.
     """
-    targets = (result.deadline_s, result.ttft_slo_s, result.tpot_slo_s)
-    if targets == (None, None, None):
+    if result.deadline_s is None and result.ttft_slo_s is None and result.tpot_slo_s is None:
         return None
     if latency is None:
         return False
-    actual = (latency.e2e_s, latency.ttft_s, latency.tpot_s)
-    return all(within(value, target) for value, target in zip(actual, targets, strict=True))
+    return (
+        within(latency.e2e_s, result.deadline_s)
+        and within(latency.ttft_s, result.ttft_slo_s)
+        and within(latency.tpot_s, result.tpot_slo_s)
+    )
 
 
 def within(value_s: float | None, target_s: float | None) -> bool:
