@@ -23,7 +23,7 @@ def replacing(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
     If one cannot be written, OutputError, and the old content of all stands. Links are followed.
     """
     targets = [path.resolve() for path in paths]
-    parts = [target.with_name(target.name + ".part") for target in targets]
+    parts = [target.with_name(f".{target.name}.uellm-part") for target in targets]
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(part.open("wb", BUFFER_BYTES)) for part in parts]

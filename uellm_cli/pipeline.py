@@ -29,6 +29,7 @@ from uellm_cli.executor import run_directory as files
 from uellm_cli.executor.durability import parse_durability
 from uellm_cli.executor.execute import Conduct, RunTimer, execute
 from uellm_cli.executor.index import Index, ResultReader, read_index
+from uellm_cli.executor.journal import Journal
 from uellm_cli.executor.outputs import ResultSink, Rows, write_all, write_rows
 from uellm_cli.executor.progress import Progress
 from uellm_cli.executor.run_info import new_run, resumed_run
@@ -41,6 +42,7 @@ from uellm_cli.executor.session import (
     timer_of,
 )
 from uellm_cli.executor.stop import Stop
+from uellm_cli.executor.todo import Todo
 from uellm_cli.hardware import detect_topology, load_topology
 from uellm_cli.models.files import bundled_model, samples_by_default
 from uellm_cli.models.spec import load_model_spec
@@ -138,7 +140,7 @@ def profile(settings: Settings, started: datetime, store: RequestStore | None = 
     rules = SloRules() if slo_file is None else load_slo_rules(Path(slo_file), started)
     model = load_model_spec(model_of(settings))
     profiler = Profiler(
-        tokenizer=load_tokenizer(model_of(settings), settings.trust_remote_code),
+        tokenizer=load_tokenizer(model_of(settings), settings.trust_remote_code, started),
         model=model,
         predictor=LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options),
         max_tokens=settings.max_tokens,
@@ -216,6 +218,10 @@ def run(
 
     With `resume` a run keeps the first one's settings and start, and answers what the journal
     lacks or what is asked for again.
+
+    A kill between any two steps can be resumed: the journal alone says what is answered.
+    `run.json` is there before anything is answered, without a duration until all files derived
+    from the journal are in place; notes about void or reopened answers come before it changes.
     """
     with files.opened(directory, resume is not None) as journal:
         if resume is not None:
@@ -235,34 +241,28 @@ def run(
 
         begin_again(journal, resume or Resume(), store)
         todo = left_to_do(profiled.requests, journal, store, profiled.profiler)
-        timer = timer_of(info, clock, journal.index)
+        timer = timer_of(info, clock, journal.index, is_resumed=resume is not None)
         inputs = expand_paths(settings.requests)
         rows = Rows(journal, store, profiled.requests, profiled.invalid, inputs, profiled.model)
-        if todo:
-            info = replace(info, duration_s=None)
-        write_json(directory / files.RUN, info)
+        write_json(directory / files.RUN, replace(info, duration_s=None) if todo else info)
         write_rows(directory, rows, info)
+        # With nothing left to do it took as long as it took; to the last answer if killed after it.
+        duration_s = info.duration_s or journal.index.latest_s
         if todo:
             decided = plan_for(settings, profiled.model, [*todo.profiled.values()], timer.began_s)
             write_json(directory / files.PLAN, decided)
             observer.on_plan(decided)
-            conduct = Conduct(
-                timer,
-                stop,
-                observer.on_progress,
-                total=len(profiled.requests) + len(profiled.invalid),
-                before=done_before(journal, len(profiled.invalid)),
-                on_late=settings.on_late,
-            )
             with ResultSink(directory, info, journal) as sink:
                 engine = factory.start(_engine_context(settings, decided, timer, stop))
+                conduct = _conduct(settings, profiled, journal, todo, timer, stop, observer)
                 encode = encoder_of(info, profiled.profiler.tokenizer)
                 with stop.deferred():
                     execute(decided, todo, encode, engine, sink, conduct)
-            info = replace(info, interrupted=not all_done(todo, journal))
-        # A run that had come to its end already took as long as it took.
-        duration_s = timer.elapsed_s() if info.duration_s is None else info.duration_s
-        return _concluded(directory, rows, replace(info, duration_s=duration_s), settings)
+            duration_s = timer.elapsed_s()
+        stopped = not all_done(todo, journal)
+        return _concluded(
+            directory, rows, replace(info, duration_s=duration_s, interrupted=stopped), settings
+        )
 
 
 def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, RunReport]:
@@ -345,6 +345,25 @@ def _refuse_unknown_variants(settings: Settings) -> None:
     LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options)
     SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
     PLACEMENTS.build(settings.placement.name, settings.placement.options)
+
+
+def _conduct(
+    settings: Settings,
+    profiled: Profiled,
+    journal: Journal,
+    todo: Todo,
+    timer: RunTimer,
+    stop: Stop,
+    observer: Observer,
+) -> Conduct:
+    return Conduct(
+        timer,
+        stop,
+        observer.on_progress,
+        total=len(profiled.requests) + len(profiled.invalid),
+        before=done_before(journal, todo, len(profiled.invalid)),
+        on_late=settings.on_late,
+    )
 
 
 def _engine_context(settings: Settings, plan: Plan, timer: RunTimer, stop: Stop) -> EngineContext:

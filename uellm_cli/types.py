@@ -151,8 +151,9 @@ class ProfiledRequest(msgspec.Struct, frozen=True, gc=False):
 
     `max_tokens` is the cap that will be enforced: the user's, or what the context leaves.
     `finish_by_s` counts from the run's start and is None without a deadline. `output` is the length
-    of one answer, of which `rounds` are made one after the other. `kv_bytes` is the KV cache at the
-    0.9 quantile of its length.
+    of one answer, of which `rounds` are made one after the other; each is handed back `copies`
+    times, since a greedy answer is the same however often it is made. `kv_bytes` is the KV cache at
+    the 0.9 quantile of its length.
     """
 
     custom_id: str
@@ -163,6 +164,7 @@ class ProfiledRequest(msgspec.Struct, frozen=True, gc=False):
     slo: SLO = SLO()
     arrival_s: float = 0.0
     rounds: int = 1
+    copies: int = 1
 
     @property
     def finish_by_s(self) -> float | None:
@@ -591,7 +593,8 @@ class Engine(Protocol):
 class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One request's row in the run's files: the truth that everything else is derived from.
 
-    Predicted and output tokens are over all its answers.
+    Predicted and output tokens are over all its answers, of which there are `copies` of each that
+    was made.
     """
 
     custom_id: str
@@ -613,6 +616,12 @@ class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     source: SourceLine | None = None
+    copies: int = 1
+
+    @property
+    def made_tokens(self) -> int:
+        """Output tokens that took time to make: copies do not."""
+        return self.output_tokens // self.copies
 
 
 @dataclass(frozen=True, slots=True)

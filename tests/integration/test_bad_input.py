@@ -60,6 +60,13 @@ CASES = [
     ("plan-deploy --algorithm best", ["best", "helr"]),
     ("report nowhere", ["nowhere", "no run directory"]),
     ("topology --topology gone.yaml", ["gone.yaml", "no such file"]),
+    ("profile good.jsonl -o good.jsonl", ["good.jsonl is one of the request files"]),
+    ("plan good*.jsonl -o ./good.jsonl", ["good.jsonl is one of the request files"]),
+    ("run good.jsonl --redo failed", ["--resume"]),
+    ("run good.jsonl --changed-only", ["--resume"]),
+    ("run --resume --max-tokens 5 -o nowhere", ["--max-tokens", "only with --redo"]),
+    ("run --resume --seed 5 -o nowhere", ["--seed", "--resume"]),
+    ("run good.jsonl --durability never", ["--durability", "never"]),
 ]
 
 

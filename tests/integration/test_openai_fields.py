@@ -120,7 +120,7 @@ class Error(Strict):
 
 class ErrorLine(Strict):
     id: Annotated[str, Field(pattern="^batch_req_")]
-    custom_id: str
+    custom_id: str | None
     response: None
     error: Error
 

@@ -124,6 +124,22 @@ def test_what_was_answered_is_durable_before_the_engine_gets_more(tmp_path: Path
     ]
 
 
+class BreakingEngine:
+    """Hands back one answer of a batch, and breaks."""
+
+    def run(self, batches: Iterator[EngineBatch]) -> Iterator[Completion]:
+        batch = next(batches)
+        answer = Answer("hello", 2, FinishReason.STOP)
+        yield Completion("a", batch.batch_id, RequestTiming(0.0, 1.0, 2.0, 2.0), (answer,))
+        raise EngineError("the device is gone")
+
+
+def test_what_was_handed_back_before_an_engine_broke_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="the device is gone"):
+        run(tmp_path, BreakingEngine())
+    assert list(read_index(tmp_path / "journal").entries) == ["a"]
+
+
 def test_an_engine_that_forgets_a_request_ends_the_run_and_loses_no_other(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"without an answer to 1 requests, 'b'.*--resume"):
         run(tmp_path, ScriptedEngine(lambda: None, forgotten="b"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from uellm_cli.config import Redoable
 from uellm_cli.errors import JournalError, RunDirectoryError, UsageError
@@ -94,14 +96,13 @@ def test_any_answer_comes_back_as_it_went_in(
     assert results(path) == {"a": first.result, "b": record("b").result}
 
 
-def test_what_is_not_committed_is_not_in_the_journal(tmp_path: Path) -> None:
+def test_a_result_is_in_the_journal_as_soon_as_it_comes(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with Journal.open(path) as journal:
         journal.append(record("a"))
-        journal.commit()
-        journal.append(record("b"))
-        assert set(journal.index.entries) == {"a"}
-    assert set(results(path)) == {"a"}
+        # No batch has ended: an engine that dies here, or is killed, has cost nothing.
+        assert set(read_index(path).entries) == {"a"}
+        assert journal.reader.result(journal.index.entries["a"]) == record("a").result
 
 
 @given(data=st.data())
@@ -159,6 +160,19 @@ def test_the_newest_answer_stands_and_the_old_one_stays_in_the_file(tmp_path: Pa
     assert path.read_bytes().count(b'"custom_id":"a"') == 2
 
 
+def test_a_cut_answer_never_takes_the_place_of_a_longer_one(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    redo = Redo((Redoable.TRUNCATED,))
+    longer, shorter = record("a", "1 2 3", cut=True), record("a", "1", cut=True)
+    shorter = Record("key", replace(shorter.result, output_tokens=1))
+    write(path, longer, redo, shorter)
+    assert results(path)["a"].answers[0].text == "1 2 3"
+    assert not read_index(path).pending_redo()
+    # A whole one does, however short.
+    write(path, redo, Record("key", replace(record("a", "1").result, output_tokens=1)))
+    assert results(path)["a"].answers[0].text == "1"
+
+
 def test_an_answer_stands_when_trying_again_fails(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     write(path, record("a", "cut", cut=True), Redo((Redoable.TRUNCATED,)), failure("a"))
@@ -206,12 +220,26 @@ def test_a_full_disk_is_a_clear_error_and_costs_only_what_was_not_written(tmp_pa
     write(path, record("a"))
     size = path.stat().st_size
     with Journal.open(path) as journal, no_file_larger_than(size + 50):
-        journal.append(record("b"))
         with pytest.raises(JournalError, match=r"cannot be written: .*--resume"):
-            journal.commit()
+            journal.append(record("b"))
         assert set(journal.index.entries) == {"a"}
     # Nothing is left of the part that went in.
     assert path.stat().st_size == size
+
+
+def test_a_journal_that_another_run_has_taken_away_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    flock = fcntl.flock
+
+    def taken_away_meanwhile(file: object, how: int) -> None:
+        path.unlink()
+        flock(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", taken_away_meanwhile)
+    with pytest.raises(RunDirectoryError, match="another uellm run"):
+        Journal.open(path)
 
 
 @contextmanager
@@ -272,9 +300,7 @@ def test_the_disk_is_asked_as_often_as_the_schedule_says(
             for i in range(3):
                 journal.append(record(f"{batch}-{i}"))
             journal.commit()
-            # Killed here, nothing is lost: the system has it, whatever the disk has.
-            assert len(read_index(tmp_path / "journal").entries) == 3 * (batch + 1)
-    assert len(syncs) == expected  # the last of "1h" is when the journal is closed
+    assert len(syncs) == expected  # the one of "1h" is when the journal is closed
 
 
 def test_a_result_waits_for_the_disk_no_longer_than_asked_for(
@@ -282,20 +308,41 @@ def test_a_result_waits_for_the_disk_no_longer_than_asked_for(
 ) -> None:
     with Journal.open(tmp_path / "journal") as journal:
         journal.keep(Durability(every_s=0.05))
+        for name in "abc":
+            syncs.clear()
+            journal.append(record(name))
+            while not syncs:  # nothing else happens: a batch may take an hour
+                threading.Event().wait(0.005)
+            assert syncs == ["journal-sync"]
         syncs.clear()
-        journal.append(record("a"))
-        journal.commit()
-        assert syncs == []
-        while not syncs:  # nothing else happens: a batch may take an hour
-            threading.Event().wait(0.01)
-        assert syncs[0].startswith("Thread")
-        journal.append(record("b"))
-        journal.commit()
-    assert len(syncs) == 2
+    assert syncs == ["MainThread"]
 
 
-def test_a_disk_that_refuses_by_the_timer_is_told_at_the_next_commit(
+def test_what_is_written_during_a_sync_gets_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, syncs = threading.Event(), threading.Event(), []
+
+    def slow(_: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        syncs.append(threading.current_thread().name)
+
+    with Journal.open(tmp_path / "journal") as journal:
+        journal.keep(Durability(every_s=0.001))
+        monkeypatch.setattr(os, "fsync", slow)
+        journal.append(record("a"))
+        assert begun.wait(10)
+        journal.append(record("b"))
+        go_on.set()
+        while len(syncs) < 2:
+            threading.Event().wait(0.001)
+        assert syncs == ["journal-sync", "journal-sync"]
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_disk_that_refuses_behind_the_run_s_back_is_told_at_the_latest_at_its_end(
+    at_the_end: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = threading.Event()
 
@@ -303,16 +350,14 @@ def test_a_disk_that_refuses_by_the_timer_is_told_at_the_next_commit(
         refused.set()
         raise OSError(5, "Input/output error")
 
-    journal = Journal.open(tmp_path / "journal")
-    journal.keep(Durability(every_s=0.01))
-    monkeypatch.setattr(os, "fsync", refuse)
-    journal.append(record("a"))
-    journal.commit()
-    assert refused.wait(10)
-    # The thread may still be on its way from the refusal to the note of it.
-    while journal._disk._timer_error is None:
-        threading.Event().wait(0.001)
+    def a_run() -> None:
+        with Journal.open(tmp_path / "journal") as journal:
+            journal.keep(Durability(every_s=0.001))
+            monkeypatch.setattr(os, "fsync", refuse)
+            journal.append(record("a"))
+            assert refused.wait(10)
+            while not at_the_end:
+                journal.commit()
+
     with pytest.raises(JournalError, match="Input/output error"):
-        journal.commit()
-    monkeypatch.undo()
-    journal.__exit__(None, None, None)
+        a_run()

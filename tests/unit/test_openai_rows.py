@@ -239,7 +239,7 @@ def test_an_invalid_line_s_row_names_file_line_field_and_reason() -> None:
     invalid = InvalidRequest(SourceLine("in.jsonl", 7), "body.messages", "is missing")
     row = error_row(refused(invalid), INFO)
     assert row["response"] is None
-    assert row["custom_id"] == "in.jsonl:7"
+    assert row["custom_id"] is None
     assert row["error"] == {
         "code": "invalid_request",
         "message": "is missing",

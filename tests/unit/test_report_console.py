@@ -238,3 +238,10 @@ def test_colour_is_left_out_where_the_environment_says_no_color() -> None:
     plain = codes({"TERM": "xterm", "NO_COLOR": "1"})
     assert red not in plain
     assert bold_red not in plain
+
+
+def test_what_a_stopped_run_has_not_come_to_is_not_called_failed() -> None:
+    waiting = replace(FAILED, error="interrupted", blame=Blame.INTERRUPTED)
+    text = rendered([ROW, FAILED, waiting, waiting])
+    assert "1 answered, 1 failed (1 " in text
+    assert "), 2 not run yet" in text

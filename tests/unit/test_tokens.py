@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,12 @@ def test_a_template_that_breaks_in_its_own_way_costs_only_the_conversation(
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] + 1 }}")
     with pytest.raises(ModelError, match="refuses this conversation"):
         load_tokenizer(str(folder)).encode([CONVERSATION])
+
+
+def test_a_date_in_a_template_is_the_run_s_and_not_the_day_s(tiny_llm: str, tmp_path: Path) -> None:
+    folder = copy_model(tiny_llm, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }} {{ messages }}")
+    days = [datetime(2026, 7, day, tzinfo=UTC) for day in (1, 2)]
+    first, second = (load_tokenizer(str(folder), now=day).encode([CONVERSATION]) for day in days)
+    assert first != second
+    assert load_tokenizer(str(folder), now=days[0]).encode([CONVERSATION]) == first

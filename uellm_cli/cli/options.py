@@ -18,7 +18,7 @@ RequestFiles = Annotated[
     list[str],
     typer.Argument(
         metavar="REQUESTS...",
-        help="Request files or globs (JSONL, Parquet, .gz), or - for standard input.",
+        help="Files or globs (JSONL, JSON arrays, Parquet; .gz, .zst), or - for stdin.",
         show_default=False,
     ),
 ]
@@ -26,7 +26,7 @@ OptionalRequestFiles = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[REQUESTS]...",
-        help="Request files or globs (JSONL, Parquet, .gz), or -; may be left out.",
+        help="Files or globs (JSONL, JSON arrays, Parquet; .gz, .zst), or -; may be left out.",
         show_default=False,
     ),
 ]
@@ -118,6 +118,17 @@ def choice(name: str, pairs: list[str] | None, **more: str | None) -> Choice:
             raise UsageError(f"{pair!r} is no option of {name!r}; write it as KEY=VALUE")
         options[key.replace("-", "_")] = value
     return Choice(name, options)
+
+
+def refuse_overwriting(output: Path | None, requests: list[str] | None) -> None:
+    """UsageError where `output` is one of the request files: what was asked would be gone."""
+    from uellm_cli.requests import expand_paths
+
+    if output is None or not output.exists():
+        return
+    for path in expand_paths(requests or []):
+        if Path(path).exists() and output.samefile(path):
+            raise UsageError(f"-o {output} is one of the request files; choose another name")
 
 
 def write_text(path: Path, content: str) -> None:

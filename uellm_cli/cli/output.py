@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
 
+from uellm_cli.errors import OutputError
 from uellm_cli.report.console import visible
 
 
+class _Forgiving:
+    """Standard error, which a run outlives: a terminal may be closed, a reader have had enough."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file
+        self.encoding = getattr(file, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            if self._file is not None:
+                self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if self._file is not None:
+                self._file.flush()
+
+    def isatty(self) -> bool:
+        try:
+            return self._file is not None and self._file.isatty()
+        except ValueError:
+            return False
+
+    def fileno(self) -> int:
+        if self._file is None:
+            raise OSError("there is no standard error")
+        return self._file.fileno()
+
+
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(file=cast("IO[str]", _Forgiving(sys.stderr)), highlight=False)
 
 
 BUNDLED_MODEL_NOTE = "No --model given: using the bundled model, tiny-llm (a toy)."
@@ -45,8 +78,11 @@ class Output:
             import msgspec
 
             body = msgspec.json.format(msgspec.json.encode(content), indent=2)
-            sys.stdout.write(body.decode() + "\n")
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(body.decode() + "\n")
+                sys.stdout.flush()
+            except (OSError, ValueError, AttributeError) as error:  # None where it is closed
+                raise OutputError(f"standard output cannot be written: {error}") from None
 
 
 def error_line(message: str) -> None:

@@ -49,6 +49,7 @@ def plan(
     from uellm_cli.atomic import write_json
     from uellm_cli.clock import SystemClock
 
+    options.refuse_overwriting(output, requests)
     settings = Settings(
         predictor=options.choice(predictor, predictor_option),
         scheduler=options.choice(scheduler, scheduler_option, variant=variant),

@@ -41,6 +41,7 @@ def profile(
     from uellm_cli.clock import SystemClock
     from uellm_cli.profiler.table import write_profile
 
+    options.refuse_overwriting(output, requests)
     settings = Settings(
         predictor=options.choice(predictor, predictor_option),
         scheduler=Choice(options.SCHEDULER),

@@ -32,6 +32,7 @@ class RunView:
         self._show = show
         self._began_s = self._last_s = time.monotonic()
         self._look: Callable[[], Progress] | None = None
+        self._drawn: int | None = None
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -44,11 +45,11 @@ class RunView:
         self._task = self._bar.add_task("reading", total=None, rate="")
 
     def on_journal(self, index: Index) -> None:
-        kept = f"{len(index.entries):,} results are kept from before"
+        kept = f"results kept from before: {len(index.entries):,}"
         if index.torn_bytes:
             kept += f"; the last record was cut off while it was written ({index.torn_bytes} bytes)"
         if index.damaged:
-            kept += f"; {index.damaged:,} damaged records are passed over, and asked for again"
+            kept += f"; damaged records passed over, and asked for again: {index.damaged:,}"
         self._show.say(kept)
 
     def on_read(self, info: RunInfo, profiled: Profiled) -> None:
@@ -77,6 +78,7 @@ class RunView:
             self._draw(look())
 
     def _draw(self, progress: Progress) -> None:
+        self._drawn = progress.done
         outlook = _outlook(progress)
         self._bar.update(
             self._task,
@@ -106,7 +108,7 @@ class RunView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None and self._look is not None:
+        if error is None and self._look is not None and self._look().done != self._drawn:
             self._draw(self._look())
         self._bar.stop()
 

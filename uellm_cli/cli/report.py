@@ -39,6 +39,8 @@ def report(
     show = Output(json, quiet)
     if info.duration_s is None:
         show.say("This run was cut off; these are the answers in its journal, and no others.")
+    elif info.interrupted:
+        show.say(f"Stopped before its end. Go on with: uellm run --resume -o {run_dir}")
     if not quiet:
         render(figures, info, show.console)
     show.document(report_document(figures))

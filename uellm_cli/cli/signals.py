@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from uellm_cli.errors import ExitCode
 from uellm_cli.executor.stop import Stop
@@ -32,12 +32,18 @@ def stopping(stop: Stop, on_stop: Callable[[], None]) -> Iterator[None]:
         return
 
     def asked(_signal: int, _frame: object) -> None:
-        on_stop()
-        stop.request()
+        try:
+            # The terminal may be what has gone, or be in the middle of being written to.
+            with suppress(OSError, RuntimeError):
+                on_stop()
+        finally:
+            stop.request()
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = {number: signal.signal(number, asked) for number in STOPPING}
+    # What is ignored already shall be: `nohup` has a run outlive its terminal that way.
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, asked) for number in heeded}
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_end_at_second, args=(reader,), daemon=True).start()
     try:
@@ -55,8 +61,9 @@ def _end_at_second(reader: int) -> None:
     while byte := os.read(reader, 1):
         taken += byte[0] in STOPPING
         if taken == 2:
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), _SHOW_CURSOR)
-            os.write(2, b"\nStopped at once. What was kept is safe.\n")
+            with suppress(OSError, ValueError):
+                if sys.stderr.isatty():
+                    os.write(sys.stderr.fileno(), _SHOW_CURSOR)
+                os.write(2, b"\nStopped at once. What was kept is safe.\n")
             os._exit(ExitCode.INTERRUPTED)
     os.close(reader)

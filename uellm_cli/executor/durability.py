@@ -1,7 +1,7 @@
 """When results are put on the disk: after each result, after each batch, or every so often.
 
-Whatever the schedule, a result is handed to the operating system before the engine is given more
-to do, so a killed process loses nothing of it. The schedule decides what a power cut may cost.
+Whatever the schedule, a result is handed to the operating system as soon as the engine hands it
+back, so a killed process loses nothing of it. The schedule decides what a power cut may cost.
 """
 
 from __future__ import annotations

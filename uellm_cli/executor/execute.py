@@ -68,8 +68,8 @@ def execute(
 
     def keep(work: Work, completion: Completion, in_order: bool = True) -> None:
         result = finished(work, completion, plan.model, plan.step_times, session)
-        sink.add(Record(work.key, result))
-        meter.count(result, in_order)
+        stands = sink.add(Record(work.key, result))
+        meter.count(result, in_order, stands)
 
     def commit() -> None:
         sink.commit()

@@ -29,6 +29,7 @@ class Entry(msgspec.Struct, gc=False):
     offset: int
     key: str
     outcome: Outcome
+    output_tokens: int
     redo: Redo | None = None
 
 
@@ -48,18 +49,18 @@ class Index:
     latest_s: float = 0.0
     redo: Redo | None = None
 
-    def take_result(self, record: RecordHead | Record, offset: int) -> None:
-        """Brings the index up to date with a result whose line is at `offset`."""
+    def take_result(self, record: RecordHead | Record, offset: int) -> bool:
+        """Brings the index up to date with a result whose line is at `offset`; if it stands."""
         result = record.result
         if result.timing is not None and result.timing.finished_s > self.latest_s:
             self.latest_s = result.timing.finished_s
-        outcome = outcome_of(result)
+        new = Entry(offset, record.key, outcome_of(result), result.output_tokens)
         standing = self.entries.get(result.custom_id)
-        if standing is not None and standing.outcome.is_answer and not outcome.is_answer:
-            # It was tried again and failed: the answer that there is stands.
-            standing.redo = None
-            return
-        self.entries[result.custom_id] = Entry(offset, record.key, outcome)
+        if standing is None or _replaces(new, standing):
+            self.entries[result.custom_id] = new
+            return True
+        standing.redo = None
+        return False
 
     def take_note(self, note: Redo | Void) -> None:
         """Brings the index up to date with a note."""
@@ -75,6 +76,15 @@ class Index:
     def pending_redo(self) -> bool:
         """Whether a redo has begun that is not at its end."""
         return any(entry.redo is not None for entry in self.entries.values())
+
+
+def _replaces(new: Entry, standing: Entry) -> bool:
+    """The newest answer stands; but a failure is none, and a cut one takes nothing away."""
+    if not standing.outcome.is_answer:
+        return True
+    if new.outcome is Outcome.TRUNCATED:
+        return new.output_tokens >= standing.output_tokens
+    return new.outcome.is_answer
 
 
 def read_index(path: Path) -> Index:

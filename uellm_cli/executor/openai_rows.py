@@ -80,7 +80,7 @@ class ErrorRow(msgspec.Struct, gc=False):
     """A line of `errors.jsonl`."""
 
     id: str
-    custom_id: str
+    custom_id: str | None
     response: None
     error: _Error
 
@@ -127,7 +127,9 @@ class OpenAIRows:
             file=source.file if source else None,
             line=source.line if source else None,
         )
-        return ErrorRow("batch_req_" + self._own_id(result), result.custom_id, None, error)
+        # A line without an id of its own goes by its place, which is no id to anybody else.
+        own = None if source and result.custom_id == str(source) else result.custom_id
+        return ErrorRow("batch_req_" + self._own_id(result), own, None, error)
 
     def _own_id(self, result: Result) -> str:
         # Made from what the row is about: writing a file anew from the journal changes nothing.

@@ -37,7 +37,7 @@ from uellm_cli.types import InvalidRequest, ModelSpec, ProfiledRequest, Result, 
 class ResultSink:
     """Takes results as they come; use as a context manager.
 
-    `commit` hands them over: to the journal first, then to the files that people look at. A result
+    They go to the journal at once, and with `commit` to the files that people look at. A result
     that takes the place of an earlier one is only written there when the run ends, so that no
     request ever has two rows.
     """
@@ -51,12 +51,16 @@ class ResultSink:
         except OSError as error:
             raise RunDirectoryError(f"{directory}: cannot be written: {error.strerror}") from None
 
-    def add(self, record: Record) -> None:
-        if record.result.custom_id not in self._journal.index.entries:
+    def add(self, record: Record) -> bool:
+        """Keeps a result; false where an earlier one goes on standing for its request."""
+        is_first = record.result.custom_id not in self._journal.index.entries
+        stands = self._journal.append(record)
+        if is_first:
             self._pending.append(record.result)
-        self._journal.append(record)
+        return stands
 
     def commit(self) -> None:
+        """Ends a batch of results; JournalError when the disk refuses."""
         self._journal.commit()
         try:
             for result in self._pending:

@@ -73,14 +73,18 @@ class Meter:
         self._answered = self._failed = self._output_tokens = 0
         self._total = total
 
-    def count(self, result: Result, in_order: bool = True) -> None:
-        """Takes a result; `in_order` unless its request is in no batch of the plan."""
+    def count(self, result: Result, in_order: bool = True, stands: bool = True) -> None:
+        """Takes a result; `in_order` unless its request is in no batch of the plan.
+
+        Where it does not stand, because there is an answer already that is better than none, the
+        request counts as answered.
+        """
         if in_order:
             self._ended += 1
             self._ended_tokens += result.predicted_tokens_p50 or 0.0
-        if result.failure is None:
+        if result.failure is None or not stands:
             self._answered += 1
-            self._output_tokens += result.output_tokens
+            self._output_tokens += result.made_tokens
         else:
             self._failed += 1
 

@@ -63,6 +63,7 @@ class TimingHead(msgspec.Struct, gc=False):
 
 class ResultHead(msgspec.Struct, gc=False):
     custom_id: str
+    output_tokens: int
     failure: FailureHead | None = None
     finish_reason: FinishReason | None = None
     timing: TimingHead | None = None

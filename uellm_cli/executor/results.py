@@ -49,15 +49,18 @@ def finished(
 
 
 def _row(profiled: ProfiledRequest, completion: Completion, model: ModelSpec) -> Result:
+    answers = profiled.rounds * profiled.copies
+    longest = max((answer.output_tokens for answer in completion.answers), default=0)
     return Result(
         custom_id=profiled.custom_id,
         slo_class=profiled.slo.name,
         batch_id=completion.batch_id,
         prompt_tokens=profiled.prompt_tokens,
-        predicted_tokens_p50=profiled.output.p50 * profiled.rounds,
-        predicted_tokens_p90=profiled.output.p90 * profiled.rounds,
+        predicted_tokens_p50=profiled.output.p50 * answers,
+        predicted_tokens_p90=profiled.output.p90 * answers,
         output_tokens=completion.output_tokens,
-        kv_bytes=model.kv_bytes(profiled.prompt_tokens + completion.output_tokens),
+        # Answers are made one after the other, so that one is in memory at a time.
+        kv_bytes=model.kv_bytes(profiled.prompt_tokens + longest),
         deadline_s=_deadline_s(profiled),
         arrival_s=profiled.arrival_s,
         blame=Blame.NONE,
@@ -67,6 +70,7 @@ def _row(profiled: ProfiledRequest, completion: Completion, model: ModelSpec) ->
         answers=completion.answers,
         finish_reason=completion.finish_reason,
         failure=completion.failure,
+        copies=profiled.copies,
     )
 
 
@@ -169,7 +173,7 @@ def _deadline_s(profiled: ProfiledRequest) -> float | None:
 
 
 def _alone_s(profiled: ProfiledRequest, completion: Completion, step: StepTimes) -> float:
-    predicted_s = alone_s(profiled, completion.output_tokens, step)
+    predicted_s = alone_s(profiled, completion.output_tokens // profiled.copies, step)
     timing = completion.timing
     if timing is None:
         return predicted_s

@@ -7,7 +7,7 @@ that a reader never sees half of one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -33,8 +33,8 @@ FILES = (JOURNAL, RUN, PLAN, RESULTS, ERRORS, RESULTS_TABLE, LATENCY, REPORT, PI
 def opened(directory: Path, resume: bool) -> Iterator[Journal]:
     """The journal of `directory`, for one run at a time.
 
-    A new run that comes to nothing, because its input is unusable or it is stopped before the
-    first answer, leaves nothing behind. Raises RunDirectoryError when the directory holds a run
+    A new run that comes to nothing, because its input is unusable or it is stopped before it knows
+    what to do, leaves nothing behind. Raises RunDirectoryError when the directory holds a run
     and `resume` is not asked for, when it holds none and it is, when another run is at work in it,
     or when it cannot be written.
     """
@@ -50,20 +50,24 @@ def opened(directory: Path, resume: bool) -> Iterator[Journal]:
             _refuse_unless_ready(directory, resume)
         try:
             yield journal
-        except (UnusableInputError, KeyboardInterrupt):
-            if not resume and _is_empty(directory / JOURNAL):
+        except (UnusableInputError, KeyboardInterrupt) as error:
+            # A run that knew what to do when it was stopped can be resumed.
+            stopped = isinstance(error, KeyboardInterrupt) and (directory / RUN).exists()
+            if not resume and not stopped and _is_empty(directory / JOURNAL):
                 _discard(directory, missing)
             raise
 
 
 def _refuse_unless_ready(directory: Path, resume: bool) -> None:
     found = [name for name in FILES if (directory / name).exists()]
-    if found in ([JOURNAL], [JOURNAL, PIPED]) and _is_empty(directory / JOURNAL):
+    found += sorted(path.name for path in directory.glob(f"{PIPED}-*"))
+    if all(n.startswith((JOURNAL, PIPED)) for n in found) and _is_empty(directory / JOURNAL):
         found = []  # what a run leaves that was killed before it knew what to do
     if not resume and found:
+        hint = "add --resume to go on with it, or choose" if RUN in found else "choose"
         raise RunDirectoryError(
-            f"{directory} holds a run already ({', '.join(found)}); add --resume to go on with it, "
-            "or choose another directory with -o"
+            f"{directory} holds files of a run already ({', '.join(found)}); {hint} another "
+            "directory with -o"
         )
     if resume and not {RUN, JOURNAL} <= set(found):
         raise RunDirectoryError(
@@ -82,7 +86,9 @@ def _discard(directory: Path, made: Sequence[Path]) -> None:
     for piped in directory.glob(f"{PIPED}-*"):
         piped.unlink()
     for path in made:
-        path.rmdir()
+        # Another run may have found a place in it.
+        with suppress(OSError):
+            path.rmdir()
 
 
 def read_run_info(directory: Path) -> RunInfo:

@@ -20,7 +20,7 @@ import psutil
 
 import uellm_cli
 from uellm_cli.config import Resume, Settings
-from uellm_cli.errors import OutputError, RunDirectoryError
+from uellm_cli.errors import OutputError, RequestFileError, RunDirectoryError, UsageError
 from uellm_cli.executor.run_directory import PIPED, RUN, read_run_info
 from uellm_cli.models.fingerprint import model_fingerprint
 from uellm_cli.requests import expand_paths, file_sha256
@@ -45,7 +45,9 @@ def new_run(
     `model` is the folder or Hub id that is loaded. What comes through a pipe is kept in the run's
     directory, so that the run can be resumed.
     """
-    settings = replace(settings, requests=_without_pipes(settings.requests, directory))
+    kept = replace(settings, requests=_without_pipes(settings.requests, directory))
+    settings = _located(kept, directory)
+    _refuse_unprintable(directory, expand_paths(settings.requests))
     identity = f"{started.isoformat()}\0{os.getpid()}\0{platform.node()}"
     return settings, RunInfo(
         run_id=hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -59,8 +61,8 @@ def new_run(
         seed=settings.seed,
         versions=installed_versions(),
         machine=_machine(),
-        inputs=_hashes(settings),
-        settings=msgspec.to_builtins(settings),
+        inputs=_hashes(kept, directory),
+        settings=msgspec.to_builtins(kept),
         simulated=simulated,
     )
 
@@ -75,16 +77,15 @@ def resumed_run(
     """
     info = read_run_info(directory)
     try:
-        settings = msgspec.convert(info.settings, Settings)
+        kept = msgspec.convert(info.settings, Settings)
     except msgspec.ValidationError as error:
         raise RunDirectoryError(f"{directory / RUN}: {error}") from None
-    if tuple(requests) not in ((), settings.requests):
+    if tuple(requests) not in ((), kept.requests):
         raise RunDirectoryError(
-            f"{directory} is a run of {', '.join(settings.requests)}; leave the files out to "
-            "resume it"
+            f"{directory} is a run of {', '.join(kept.requests)}; leave the files out to resume it"
         )
-    settings = replace(settings, **resume.changes)
-    now, fingerprint = _hashes(settings), model_fingerprint(info.model)
+    kept = replace(kept, **resume.changes)
+    now, fingerprint = _hashes(kept, directory), model_fingerprint(info.model)
     changed = sorted(
         name for name in now.keys() | info.inputs.keys() if now.get(name) != info.inputs.get(name)
     )
@@ -95,25 +96,26 @@ def resumed_run(
             f"{directory} cannot be resumed: {', '.join(changed)} changed since the run began; "
             "with --changed-only what is new or different is answered, and the other answers stand"
         )
-    return settings, replace(
+    return _located(kept, directory), replace(
         info,
         inputs=now,
         model_fingerprint=fingerprint,
-        settings=msgspec.to_builtins(settings),
+        settings=msgspec.to_builtins(kept),
         interrupted=False,
     )
 
 
 def _without_pipes(requests: Sequence[str], directory: Path) -> tuple[str, ...]:
-    """Request files with standard input and other pipes, which can be read only once, kept."""
+    """Request files, with the names of copies for standard input and other pipes: those can be
+    read only once."""
     named, kept = [], 0
     for name in requests:
         is_pipe = name == STDIN_NAME or Path(name).is_fifo()
         if is_pipe:
             kept += 1
-            path = directory / (PIPED if kept == 1 else f"{PIPED}-{kept}")
-            _keep_pipe(name, path)
-            name = str(path)
+            copy = PIPED if kept == 1 else f"{PIPED}-{kept}"
+            _keep_pipe(name, directory / copy)
+            name = copy
         named.append(name)
     return tuple(named)
 
@@ -122,16 +124,42 @@ def _keep_pipe(name: str, path: Path) -> None:
     try:
         with ExitStack() as files:
             is_stdin = name == STDIN_NAME
+            if is_stdin and sys.stdin is None:
+                raise RequestFileError("-: standard input is closed")
             source = sys.stdin.buffer if is_stdin else files.enter_context(Path(name).open("rb"))
             shutil.copyfileobj(source, files.enter_context(path.open("wb")))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _hashes(settings: Settings) -> dict[str, str]:
-    """What the run's decisions stand on, by file."""
-    others = [path for path in (settings.slo_file, settings.topology) if path is not None]
-    return {path: file_sha256(Path(path)) for path in (*expand_paths(settings.requests), *others)}
+def _located(settings: Settings, directory: Path) -> Settings:
+    """Settings with copies of pipes where they are; a run's directory may have been moved."""
+    requests = (
+        str(directory / name) if name.startswith(PIPED) and (directory / name).exists() else name
+        for name in settings.requests
+    )
+    return replace(settings, requests=tuple(requests))
+
+
+def _hashes(settings: Settings, directory: Path) -> dict[str, str]:
+    """What the run's decisions stand on, by file as it is named in `settings`."""
+    hashes: dict[str, str] = {}
+    for name in settings.requests:
+        (located,) = _located(replace(settings, requests=(name,)), directory).requests
+        for path in expand_paths([located]):
+            hashes[name if located != name else path] = file_sha256(Path(path))
+    others = (path for path in (settings.slo_file, settings.topology) if path is not None)
+    return hashes | {path: file_sha256(Path(path)) for path in others}
+
+
+def _refuse_unprintable(directory: Path, paths: Sequence[str]) -> None:
+    """A path that is not UTF-8 could not be written into run.json, and so not be resumed."""
+    for path in (str(directory), *paths):
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise UsageError(f"{shown}: the name is not UTF-8; rename it to run it") from None
 
 
 _SECRET_NAME = re.compile(

@@ -10,10 +10,10 @@ from uellm_cli.clock import Clock, VirtualClock
 from uellm_cli.config import Resume
 from uellm_cli.errors import RunDirectoryError
 from uellm_cli.executor.execute import Encode, RunTimer
-from uellm_cli.executor.index import Index
+from uellm_cli.executor.index import Entry, Index
 from uellm_cli.executor.journal import Journal
 from uellm_cli.executor.progress import Before
-from uellm_cli.executor.records import Redo, Void
+from uellm_cli.executor.records import Outcome, Redo, Void
 from uellm_cli.executor.todo import Todo
 from uellm_cli.models.tokens import PromptTokenizer
 from uellm_cli.profiler import Profiler
@@ -33,13 +33,14 @@ def begin_again(journal: Journal, resume: Resume, store: RequestStore) -> None:
         if custom_id not in store or store.key(custom_id) != entry.key
     ]
     if void and not resume.changed_only:
+        now = "asks something else now" if void[0] in store else "is no request of the model's now"
         raise RunDirectoryError(
-            f"the journal's answer to {void[0]!r} ({len(void)} in all) is to another request than "
-            "the input's; --changed-only answers such requests again"
+            f"the journal has an answer to {void[0]!r}, which {now} ({len(void)} such in all), "
+            "though no file has changed; --changed-only lets go of such answers"
         )
     if void:
         journal.note(Void(tuple(void)))
-    redo = Redo(resume.redo, resume.max_tokens)
+    redo = Redo(tuple(sorted(set(resume.redo))), resume.max_tokens)
     # A redo that was interrupted goes on; it does not begin with what it has done already.
     if resume.redo and not (journal.index.redo == redo and journal.index.pending_redo()):
         journal.note(redo)
@@ -56,8 +57,10 @@ def left_to_do(
         if entry is None:
             left.append(profiled)
         elif entry.redo is not None:
-            again.add(profiled.custom_id)
-            left.append(_redone(profiled, entry.redo, store, profiler))
+            redone = _redone(profiled, entry.redo, store, profiler)
+            if entry.outcome is not Outcome.TRUNCATED or _has_more_room(redone, entry):
+                again.add(profiled.custom_id)
+                left.append(redone)
     return Todo(left, store, again)
 
 
@@ -76,15 +79,22 @@ def all_done(todo: Todo, journal: Journal) -> bool:
     return all(name in entries and entries[name].redo is None for name in todo)
 
 
-def done_before(journal: Journal, invalid: int) -> Before:
+def _has_more_room(redone: ProfiledRequest, entry: Entry) -> bool:
+    """Whether another try could say more than the one that was cut: it is the same otherwise."""
+    return redone.max_tokens * redone.rounds * redone.copies > entry.output_tokens
+
+
+def done_before(journal: Journal, todo: Todo, invalid: int) -> Before:
     """What was done when a session begins; lines that are no requests have failed already."""
     counts = Counter(
-        entry.outcome.is_answer for entry in journal.index.entries.values() if entry.redo is None
+        entry.outcome.is_answer
+        for custom_id, entry in journal.index.entries.items()
+        if custom_id not in todo
     )
     return Before(answered=counts[True], failed=counts[False] + invalid)
 
 
-def timer_of(info: RunInfo, clock: Clock, index: Index) -> RunTimer:
+def timer_of(info: RunInfo, clock: Clock, index: Index, is_resumed: bool) -> RunTimer:
     """Time since the run's first start, on the clock that its engine lives by.
 
     Simulated time begins at 0, and for a resumed run where the last answer was.
@@ -93,8 +103,9 @@ def timer_of(info: RunInfo, clock: Clock, index: Index) -> RunTimer:
         began_s = index.latest_s
         clock = VirtualClock(info.started + timedelta(seconds=began_s))
         return RunTimer(clock, clock.now_s() - began_s, began_s)
-    elapsed_s = (clock.wall() - info.started).total_seconds()
-    began_s = elapsed_s if index.entries else 0.0
+    # Wall time, which may have been set back: no session begins before another's last answer.
+    elapsed_s = max((clock.wall() - info.started).total_seconds(), index.latest_s)
+    began_s = elapsed_s if is_resumed else 0.0
     return RunTimer(clock, clock.now_s() - elapsed_s, began_s)
 
 

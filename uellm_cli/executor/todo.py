@@ -43,6 +43,9 @@ class Todo(Mapping[str, Work]):
             again=custom_id in self.again,
         )
 
+    def __contains__(self, custom_id: object) -> bool:
+        return custom_id in self.profiled
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.profiled)
 

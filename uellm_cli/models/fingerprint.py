@@ -21,7 +21,8 @@ HEAD_BYTES = 1 << 20
 # Files up to this size are read whole.
 WHOLE_BYTES = HEAD_BYTES + SAMPLED_BLOCKS * BLOCK_BYTES
 
-_ENDINGS = {".json", ".jinja", ".safetensors", ".model", ".txt"}
+# Code counts too: with --trust-remote-code it decides answers.
+_ENDINGS = {".json", ".jinja", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
 
 
 def model_fingerprint(model: str) -> str:

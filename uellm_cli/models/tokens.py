@@ -48,10 +48,14 @@ class PromptTokenizer(Protocol):
         ...
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False) -> PromptTokenizer:
+def load_tokenizer(
+    model: str, trust_remote_code: bool = False, now: datetime | None = None
+) -> PromptTokenizer:
     """The tokenizer of a model folder or Hub id; an estimate for a bare `config.json`.
 
-    Code that comes with the model is run only with `trust_remote_code`. Raises ModelError when the
+    `now` is the date that templates write into prompts, today's unless given: a run that is resumed
+    tomorrow asks what it asked. Code that comes with the model is run only with
+    `trust_remote_code`. Raises ModelError when the
     model's tokenizer files cannot be read.
     """
     if Path(model).is_file():
@@ -71,7 +75,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PromptTokeniz
     # Older models name their special tokens in a file of their own.
     settings = _read_json(find_model_file(model, "special_tokens_map.json"))
     settings |= _read_json(find_model_file(model, "tokenizer_config.json"))
-    return FastTokenizer(tokenizer, ChatTemplate(_template_text(model, settings), settings))
+    return FastTokenizer(tokenizer, ChatTemplate(_template_text(model, settings), settings, now))
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class ChatTemplate:
 
     text: str | None
     settings: Mapping[str, Any]
+    now: datetime | None = None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt's text, up to where the assistant begins to speak.
@@ -101,6 +106,9 @@ class ChatTemplate:
             raise
         except Exception as error:  # a template is a program, and may fail in any way
             raise ModelError(f"the chat template refuses this conversation: {error}") from None
+
+    def _strftime_now(self, form: str) -> str:
+        return (self.now or datetime.now().astimezone()).strftime(form)
 
     @cached_property
     def _special_tokens(self) -> dict[str, str]:
@@ -132,7 +140,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+        environment.globals["strftime_now"] = self._strftime_now
         try:
             return environment.from_string(self.text or "")
         except jinja2.TemplateError as error:
@@ -279,7 +287,3 @@ def _raise_exception(message: str) -> None:
     import jinja2
 
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().astimezone().strftime(form)

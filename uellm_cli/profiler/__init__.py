@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from uellm_cli.errors import ModelError
 from uellm_cli.models.tokens import PromptTokenizer
 from uellm_cli.profiler.truncate import prompt_room, truncated
+from uellm_cli.requests.wording import MAX_REASON_CHARS, printable
 from uellm_cli.types import (
     SLO,
     InvalidRequest,
@@ -104,6 +105,7 @@ class Profiler:
                 # Every request starts with the run: no engine waits for an arrival yet.
                 slo=slo or request.slo or _NO_SLO,
                 rounds=self._rounds(request),
+                copies=request.sampling.n // self._rounds(request),
             )
             for (request, tokens), cap, estimate in zip(counted, caps, estimates, strict=True)
         ]
@@ -165,4 +167,6 @@ _NO_SLO = SLO()
 
 def _refused(request: Request, reason: str) -> InvalidRequest:
     field = "messages" if request.messages else "prompt"
+    # A template's own words may be of any length, and hold anything.
+    reason = printable(reason, MAX_REASON_CHARS)
     return InvalidRequest(request.source, field, reason, request.custom_id)

@@ -53,14 +53,16 @@ def _failure_blame(failure: Failure) -> Blame:
 
 
 def _keeps_promise(result: Result, timing: RequestTiming) -> bool:
-    latency = request_latency(timing, result.arrival_s, result.output_tokens)
+    latency = request_latency(timing, result.arrival_s, result.made_tokens)
     return slo_met(result, latency) is not False
 
 
 def _late_by_its_length(result: Result, timing: RequestTiming) -> bool:
     """Whether stopping at the predicted p90 would have kept the deadline, at its own pace."""
-    p90, n = result.predicted_tokens_p90, result.output_tokens
-    if result.deadline_s is None or p90 is None or n <= max(p90, 1):
+    if result.deadline_s is None or result.predicted_tokens_p90 is None:
+        return False
+    p90, n = result.predicted_tokens_p90 / result.copies, result.made_tokens
+    if n <= max(p90, 1):
         return False
     seconds_per_token = (timing.answered_s - timing.first_token_s) / (n - 1)
     answered_at_p90_s = timing.first_token_s + seconds_per_token * (max(p90, 1) - 1)

@@ -101,9 +101,13 @@ def _totals(totals: Totals) -> Table:
 
 
 def _outcome(totals: Totals) -> Text:
-    text = Text(f"{totals.completed:,} answered, {totals.failed:,} failed")
-    if totals.failures:
-        text.append(f" ({_tally(totals.failures.items())})")
+    failures = dict(totals.failures)
+    not_run = failures.pop(Blame.INTERRUPTED.value, 0)
+    text = Text(f"{totals.completed:,} answered, {totals.failed - not_run:,} failed")
+    if failures:
+        text.append(f" ({_tally(failures.items())})")
+    if not_run:
+        text.append(f", {not_run:,} not run yet")
     return text
 
 

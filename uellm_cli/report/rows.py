@@ -65,7 +65,7 @@ def latency_row(result: Result) -> LatencyRow:
     """The row of one request."""
     latency = None
     if result.timing is not None and result.failure is None:
-        latency = request_latency(result.timing, result.arrival_s, result.output_tokens)
+        latency = request_latency(result.timing, result.arrival_s, result.made_tokens)
     return LatencyRow(
         custom_id=result.custom_id,
         slo_class=result.slo_class,
