@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,14 @@ def test_a_disk_that_has_no_room_for_the_requests_is_named(tmp_path: Path) -> No
         store.request("a")
     with pytest.raises(OutputError, match="nowhere"):
         RequestStore(tmp_path / "nowhere", "model")
+
+
+def test_texts_beyond_what_is_collected_are_on_the_disk_before_anything_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    store = RequestStore(tmp_path, "model")
+    long = [chat(name, name * 700_000) for name in "abc"]
+    for request in long:
+        store.add(request, request)
+    assert os.fstat(store._file.fileno()).st_size > 1_400_000
+    assert [store.request(r.custom_id).messages for r in long] == [r.messages for r in long]
