@@ -282,18 +282,21 @@ def test_a_stop_before_the_first_answer_can_be_resumed_wherever_the_run_is_moved
     process = subprocess.Popen(
         [sys.executable, "-m", "uellm_cli", "run", "-", "-o", str(directory)],
         stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         cwd=REPOSITORY,
     )
     assert process.stdin is not None
     process.stdin.write(line)
     process.stdin.close()
+    process.stdin = None
     patience = time.monotonic() + 120
     while not (directory / "run.json").exists():
         assert time.monotonic() < patience
         time.sleep(0.001)
     process.terminate()
-    assert process.wait(120) in (0, 130)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert f"Go on with: uellm run --resume -o {directory}" in " ".join(said.decode().split())
     directory.rename(moved)
     code, text = run(tmp_path, "run", "--resume", "-o", moved)
     assert code == 0, text

@@ -165,3 +165,27 @@ def test_a_longer_cap_is_given_within_the_context_and_never_takes_away() -> None
     longer = profiler.with_longer_cap(first, request, 6)
     assert longer.output.tokens[-1] == 6
     assert (longer.custom_id, longer.prompt_tokens, longer.slo) == ("a", 3, first.slo)
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ('{"type": "object"}', None),
+        ('{"$ref": "#/nope"}', "'/nope' does not exist"),
+        ('{"type": "nothing"}', "Invalid type: nothing"),
+        ('{"type": "string", "pattern": "("}', "regex"),
+    ],
+)
+def test_a_schema_that_no_answer_can_follow_is_refused_before_anything_loads(
+    schema: str, problem: str | None
+) -> None:
+    asked = chat("a", "one two")
+    asked = replace(asked, sampling=replace(asked.sampling, json_schema=schema))
+    profile = Profiler(WordTokenizer(), model_spec(), CONSTANT).profile([asked])
+    if problem is None:
+        assert len(profile.requests) == 1
+    else:
+        (refused,) = profile.invalid
+        assert refused.field == "response_format"
+        assert problem in refused.reason
+        assert not refused.reason.endswith(":")

@@ -13,7 +13,7 @@ from uellm_cli.cli import options
 from uellm_cli.cli.output import Output
 from uellm_cli.clock import SystemClock
 from uellm_cli.config import OnLate, OutputFormat, Redoable, Resume, Settings
-from uellm_cli.errors import UsageError
+from uellm_cli.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from uellm_cli.pipeline import RunOutcome
@@ -116,6 +116,7 @@ def run(
     from uellm_cli import pipeline
     from uellm_cli.cli.progress import RunView
     from uellm_cli.cli.signals import stopping
+    from uellm_cli.executor.run_directory import RUN
     from uellm_cli.executor.stop import Stop
 
     settings = Settings(
@@ -141,8 +142,13 @@ def run(
     show = Output(json, quiet)
     directory = output or default_directory(started)
     stop = Stop()
-    with RunView(show) as view, stopping(stop, view.on_stop):
-        outcome = pipeline.run(settings, directory, going_on, started, clock, stop, view)
+    try:
+        with RunView(show) as view, stopping(stop, view.on_stop):
+            outcome = pipeline.run(settings, directory, going_on, started, clock, stop, view)
+    except KeyboardInterrupt:
+        kept = (directory / RUN).exists()
+        show.say(_how_to_go_on(directory) if kept else "Stopped before there was anything to keep.")
+        raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
     _show(outcome, directory, show)
     raise typer.Exit(int(outcome.exit_code(fail_on_slo_miss)))
 
@@ -175,6 +181,10 @@ def default_directory(started: datetime) -> Path:
     return Path("runs") / started.strftime("%Y%m%d-%H%M%S")
 
 
+def _how_to_go_on(directory: Path) -> str:
+    return f"Interrupted. Go on with: uellm run --resume -o {directory}"
+
+
 def _show(outcome: RunOutcome, directory: Path, show: Output) -> None:
     from uellm_cli.report.console import render
     from uellm_cli.report.json_report import report_document
@@ -182,7 +192,7 @@ def _show(outcome: RunOutcome, directory: Path, show: Output) -> None:
     if not show.quiet:
         render(outcome.report, outcome.info, show.console)
     if outcome.info.interrupted:
-        show.say(f"Interrupted. Go on with: uellm run --resume -o {directory}")
+        show.say(_how_to_go_on(directory))
     else:
         show.say(f"Answers: {directory}/results.jsonl. Next: uellm report {directory}")
     show.document({"run_dir": str(directory), **report_document(outcome.report)})

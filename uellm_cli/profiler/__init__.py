@@ -9,6 +9,7 @@ from itertools import islice
 from msgspec.structs import replace
 
 from uellm_cli.errors import ModelError
+from uellm_cli.models.schemas import schema_problem
 from uellm_cli.models.tokens import PromptTokenizer
 from uellm_cli.profiler.truncate import prompt_room, truncated
 from uellm_cli.requests.wording import MAX_REASON_CHARS, printable
@@ -134,6 +135,10 @@ class Profiler:
                 return InvalidRequest(
                     request.source, f"logit_bias.{token}", reason, request.custom_id
                 )
+        schema = request.sampling.json_schema
+        if schema is not None and (problem := schema_problem(schema)) is not None:
+            reason = f"no answer can be made to follow this schema: {problem}"
+            return replace(_refused(request, reason), field="response_format")
         if tokens < self.model.context_tokens:
             return request, tokens
         if self.truncate:
