@@ -235,6 +235,14 @@ def test_a_row_s_id_stays_the_same_when_it_is_written_again() -> None:
     assert len(set(ids)) == 3
 
 
+def test_a_long_id_is_repeated_in_the_row_s_own_ids_by_its_hash() -> None:
+    longest = ["x" * 512, "x" * 511 + "y"]
+    rows = [output_row(replace(ANSWERED, custom_id=name), INFO) for name in longest]
+    assert [row["custom_id"] for row in rows] == longest
+    assert len({row["id"] for row in rows}) == 2
+    assert max(len(row["id"]) for row in rows) < 100
+
+
 def test_an_invalid_line_s_row_names_file_line_field_and_reason() -> None:
     invalid = InvalidRequest(SourceLine("in.jsonl", 7), "body.messages", "is missing")
     row = error_row(refused(invalid), INFO)

@@ -81,7 +81,9 @@ class _Syncer:
         self._thread.start()
 
     def want(self) -> None:
-        self._wanted.set()
+        # Setting takes a lock, a million times; a sync that is still to begin is enough.
+        if not self._wanted.is_set():
+            self._wanted.set()
 
     def check(self) -> None:
         if self._error is not None:

@@ -15,6 +15,9 @@ import msgspec
 
 from uellm_cli.types import Endpoint, Result, RunInfo, TokenLogprob
 
+# A row repeats its id four times; a longer one is stood for by its hash.
+_LONG_ID_CHARS = 64
+
 
 class _Message(msgspec.Struct, gc=False):
     role: str
@@ -89,7 +92,7 @@ class OpenAIRows:
     """Rows of one run."""
 
     def __init__(self, info: RunInfo) -> None:
-        self._identity = f"{info.run_id}\0".encode()
+        self._prefix = f"{info.run_id}-"
         self._started_s = info.started.timestamp()
         # Nobody shall take a simulated row for an answer.
         self._model = f"simulated:{info.model}" if info.simulated else info.model
@@ -133,7 +136,10 @@ class OpenAIRows:
 
     def _own_id(self, result: Result) -> str:
         # Made from what the row is about: writing a file anew from the journal changes nothing.
-        return blake2b(self._identity + result.custom_id.encode(), digest_size=12).hexdigest()
+        name = result.custom_id
+        if len(name) > _LONG_ID_CHARS:
+            name = blake2b(name.encode(), digest_size=_LONG_ID_CHARS // 2).hexdigest()
+        return self._prefix + name
 
 
 def _chat_choices(result: Result) -> list[_ChatChoice]:

@@ -108,14 +108,11 @@ class Rows:
 
         A request that has none yet is `not_run`, which is no row of any file of answers or errors.
         """
-        return self._with_refusals(self._result(profiled) for profiled in self.requests)
+        return self._with_refusals(self._results(with_not_run=True))
 
     def done(self) -> Iterator[Result]:
         """As `__iter__`, without the requests that have no result yet."""
-        entries = self.journal.index.entries
-        return self._with_refusals(
-            self._result(profiled) for profiled in self.requests if profiled.custom_id in entries
-        )
+        return self._with_refusals(self._results(with_not_run=False))
 
     def _with_refusals(self, results: Iterator[Result]) -> Iterator[Result]:
         if not self.invalid:
@@ -130,12 +127,16 @@ class Rows:
         refusals = sorted(map(refused, self.invalid), key=place)
         return heapq.merge(refusals, results, key=place)
 
-    def _result(self, profiled: ProfiledRequest) -> Result:
-        source = self.store.source(profiled.custom_id)
-        entry = self.journal.index.entries.get(profiled.custom_id)
-        if entry is None:
-            return replace(not_run(profiled, self.model), source=source)
-        return as_promised_now(self.journal.reader.result(entry), profiled, source)
+    def _results(self, with_not_run: bool) -> Iterator[Result]:
+        entries, read = self.journal.index.entries, self.journal.reader.result
+        for profiled in self.requests:
+            entry = entries.get(profiled.custom_id)
+            if entry is not None:
+                source = self.store.source(profiled.custom_id)
+                yield as_promised_now(read(entry), profiled, source)
+            elif with_not_run:
+                source = self.store.source(profiled.custom_id)
+                yield replace(not_run(profiled, self.model), source=source)
 
 
 def write_rows(directory: Path, rows: Rows, info: RunInfo) -> None:
