@@ -47,7 +47,7 @@ class Index:
     torn_bytes: int = 0
     damaged: int = 0
     latest_s: float = 0.0
-    redo: Redo | None = None
+    last_redo: Redo | None = None
 
     def take_result(self, record: RecordHead | Record, offset: int) -> bool:
         """Brings the index up to date with a result whose line is at `offset`; if it stands."""
@@ -68,7 +68,7 @@ class Index:
             for custom_id in note.custom_ids:
                 self.entries.pop(custom_id, None)
             return
-        self.redo = note
+        self.last_redo = note
         for entry in self.entries.values():
             if entry.outcome.value in note.which:
                 entry.redo = note

@@ -106,8 +106,10 @@ def resumed_run(
 
 
 def _without_pipes(requests: Sequence[str], directory: Path) -> tuple[str, ...]:
-    """Request files, with the names of copies for standard input and other pipes: those can be
-    read only once."""
+    """Request files, with standard input and other pipes, which can be read only once, kept.
+
+    Their copies go by bare names: a run's directory may be moved.
+    """
     named, kept = [], 0
     for name in requests:
         is_pipe = name == STDIN_NAME or Path(name).is_fifo()

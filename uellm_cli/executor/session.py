@@ -42,7 +42,7 @@ def begin_again(journal: Journal, resume: Resume, store: RequestStore) -> None:
         journal.note(Void(tuple(void)))
     redo = Redo(tuple(sorted(set(resume.redo))), resume.max_tokens)
     # A redo that was interrupted goes on; it does not begin with what it has done already.
-    if resume.redo and not (journal.index.redo == redo and journal.index.pending_redo()):
+    if resume.redo and not (journal.index.last_redo == redo and journal.index.pending_redo()):
         journal.note(redo)
 
 
