@@ -311,8 +311,9 @@ def test_a_result_waits_for_the_disk_no_longer_than_asked_for(
         for name in "abc":
             syncs.clear()
             journal.append(record(name))
-            while not syncs:  # nothing else happens: a batch may take an hour
-                threading.Event().wait(0.005)
+            for _ in range(2000):  # nothing else happens: a batch may take an hour
+                if not syncs:
+                    threading.Event().wait(0.005)
             assert syncs == ["journal-sync"]
         syncs.clear()
     assert syncs == ["MainThread"]
@@ -335,8 +336,9 @@ def test_what_is_written_during_a_sync_gets_another(
         assert begun.wait(10)
         journal.append(record("b"))
         go_on.set()
-        while len(syncs) < 2:
-            threading.Event().wait(0.001)
+        for _ in range(5000):
+            if len(syncs) < 2:
+                threading.Event().wait(0.001)
         assert syncs == ["journal-sync", "journal-sync"]
 
 
