@@ -371,6 +371,7 @@ def _engine_context(settings: Settings, plan: Plan, timer: RunTimer, stop: Stop)
         model=model_of(settings),
         device_map=device_map(plan.placement, plan.model, plan.topology),
         visible_devices=cuda_visible_devices(plan.placement, plan.topology),
+        budget=plan.budget,
         clock=timer.clock,
         started_s=timer.started_s,
         step_times=plan.step_times,

@@ -34,9 +34,13 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class SamplingParams(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How an answer is drawn. None means: as the model's own generation config says.
 
-    `n` answers are drawn one after the other. `logprobs` is how many alternatives are told beside
-    each token's own log probability (None: nothing is told). `logit_bias` is added to the scores
-    of token ids. `json_schema` is a JSON Schema, as text, that the answer has to follow.
+    `n` answers are drawn. `logprobs` is how many alternatives are told beside each token's own log
+    probability (None: nothing is told). `logit_bias` is added to the scores of token ids.
+    `json_schema` is a JSON Schema, as text, that the answer has to follow. `min_p` rules out tokens
+    less likely than that share of the likeliest one. `repetition_penalty` is transformers', over
+    prompt and answer; `presence_penalty` and `frequency_penalty` are OpenAI's, over the answer.
+    An answer ends with any of `stop_token_ids`; with `ignore_eos` the model's own end tokens do not
+    end it, and before `min_tokens` neither do.
     """
 
     max_tokens: int | None = None
@@ -49,6 +53,13 @@ class SamplingParams(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     json_schema: str | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
 
 class Anchor(StrEnum):
@@ -494,18 +505,22 @@ class Blame(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-class RequestTiming(msgspec.Struct, frozen=True, gc=False):
+class RequestTiming(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Moments of one request, in seconds from the run's start.
 
     `answered_s` is when its own last token was made; `finished_s` is when it was handed back,
-    which in a static batch is when the batch's longest member ended. Of several answers, made one
-    after the other, the first two are of the first answer and the others of the last.
+    which in a static batch is when the batch's longest member ended. Of several answers the first
+    two are of the one that began first, and the others of the one that ended last. `gaps_s` are the
+    seconds between each token and the next of the same answer, where the engine tells them.
+    `preemptions` is how often it lost its memory to others, and was computed again.
     """
 
     prefill_s: float
     first_token_s: float
     answered_s: float
     finished_s: float
+    gaps_s: tuple[float, ...] = ()
+    preemptions: int = 0
 
 
 class EngineRequest(msgspec.Struct, frozen=True, gc=False):

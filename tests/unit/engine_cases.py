@@ -12,6 +12,7 @@ from uellm_cli.engines import ENGINES, EngineContext, never
 from uellm_cli.engines.static import StaticEngine
 from uellm_cli.models.tokens import load_tokenizer
 from uellm_cli.types import (
+    Budget,
     Completion,
     Engine,
     EngineBatch,
@@ -31,6 +32,7 @@ def context(model: str, clock: SystemClock | VirtualClock, **changes: Any) -> En
             model=model,
             device_map={"": "cpu"},
             visible_devices=None,
+            budget=Budget(kv_bytes=2**30, max_sequences=64, prefill_tokens=512),
             clock=clock,
             started_s=clock.now_s(),
             step_times=ONE_SECOND_STEPS,

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from uellm_cli.clock import Clock
 from uellm_cli.registry import Registry
-from uellm_cli.types import Engine, StepTimes
+from uellm_cli.types import Budget, Engine, StepTimes
 
 
 def never() -> bool:
@@ -23,13 +23,15 @@ class EngineContext:
     `started_s` is the run's start on `clock`; an engine's timings count from it. `step_times` and
     `loading_s` are what simulated engines take for steps and for loading. `device_map` is
     an explicit one, a device for each module name; its GPUs are numbered as `visible_devices`
-    (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them. `stop` becomes true when the run is
+    (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them. `budget` is what the plan found room for:
+    no engine goes beyond it. `stop` becomes true when the run is
     to end after the step in flight; an engine asks it between steps.
     """
 
     model: str
     device_map: Mapping[str, str | int]
     visible_devices: str | None
+    budget: Budget
     clock: Clock
     started_s: float
     step_times: StepTimes
