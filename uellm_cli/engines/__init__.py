@@ -23,9 +23,9 @@ class EngineContext:
     `started_s` is the run's start on `clock`; an engine's timings count from it. `step_times` and
     `loading_s` are what simulated engines take for steps and for loading. `device_map` is
     an explicit one, a device for each module name; its GPUs are numbered as `visible_devices`
-    (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them. `budget` is what the plan found room for:
-    no engine goes beyond it. `stop` becomes true when the run is
-    to end after the step in flight; an engine asks it between steps.
+    (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them. `budget` is what the plan found room
+    for: no engine goes beyond it. `stop` becomes true when the run is to end after the step in
+    flight; an engine asks it between steps.
     """
 
     model: str
