@@ -153,6 +153,11 @@ HONOURED: list[dict[str, object]] = [
     chat("any-json", response_format={"type": "json_object"}, max_tokens=60),
     chat("stopped", messages=COUNT, stop=[", 6", "8"]),
     chat("developer", messages=[{"role": "developer", "content": "Be brief."}, *HI]),
+    chat("to-the-cap", ignore_eos=True),
+    chat("at-least", min_tokens=9),
+    chat("likeliest", temperature=2, min_p=1, seed=3),
+    chat("penalized", messages=COUNT, repetition_penalty=1.5, max_tokens=30),
+    chat("penalized-2", messages=COUNT, presence_penalty=2, frequency_penalty=2, max_tokens=30),
     text("raw"),
     text("raw-told", logprobs=2),
 ]
@@ -166,6 +171,9 @@ REFUSED = {
     "streaming": (chat("stream", stream=True), "body.stream"),
     "too many answers": (chat("many", n=129), "body.n"),
     "a bias of no token": (chat("bias", logit_bias={"999999": 1}), "logit_bias.999999"),
+    "a stop at no token": (chat("stop", stop_token_ids=[999999]), "stop_token_ids"),
+    "more at least than at most": (chat("least", min_tokens=13), "body.min_tokens"),
+    "a share above all": (chat("share", min_p=1.1), "body.min_p"),
     "a schema that is none": (
         chat("schema", response_format=json_schema({"type": "nothing"})),
         "response_format",
@@ -260,6 +268,24 @@ def test_an_answer_ends_before_its_stop_string(answers: dict[str, Any]) -> None:
     assert answers["stopped"]["choices"][0]["finish_reason"] == "stop"
 
 
+def test_an_answer_is_as_long_as_it_has_to_be(answers: dict[str, Any]) -> None:
+    assert answers["plain"]["usage"]["completion_tokens"] < 9
+    assert answers["to-the-cap"]["usage"]["completion_tokens"] == 12
+    assert answers["to-the-cap"]["choices"][0]["finish_reason"] == "length"
+    assert 9 < answers["at-least"]["usage"]["completion_tokens"] <= 12
+
+
+def test_the_likeliest_token_alone_is_what_greedy_takes(answers: dict[str, Any]) -> None:
+    assert contents(answers["likeliest"]) == contents(answers["plain"])
+
+
+def test_penalties_keep_a_model_from_saying_the_same_again(answers: dict[str, Any]) -> None:
+    for name in ("penalized", "penalized-2"):
+        words = contents(answers[name])[0].split()
+        # It counts as it should: no number is there twice.
+        assert len(words) == len(set(words))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_honoured_is_refused_by_the_field_s_name(name: str, finished: Path) -> None:
     line, field = REFUSED[name]
@@ -280,17 +306,21 @@ def test_a_table_has_every_request_answered_or_not(finished: Path, answers: dict
     assert rows["tools"]["text"] is None
 
 
-def test_a_bias_moves_the_answer(uellm: Callable[..., int], tmp_path: Path, tiny_llm: str) -> None:
+def test_a_bias_moves_the_answer_and_a_stop_token_ends_it(
+    uellm: Callable[..., int], tmp_path: Path, tiny_llm: str
+) -> None:
     from tokenizers import Tokenizer
 
     digit = Tokenizer.from_file(str(Path(tiny_llm) / "tokenizer.json")).encode("9").ids[-1]
     lines = [
         chat("as-it-is", messages=COUNT, max_tokens=30),
         chat("without", messages=COUNT, max_tokens=30, logit_bias={str(digit): -100}),
+        chat("up-to", messages=COUNT, max_tokens=30, stop_token_ids=[digit]),
     ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert uellm("run", tmp_path / "in.jsonl", "--quiet", "-o", tmp_path / "run") == 0
     rows = map(json.loads, (tmp_path / "run" / "results.jsonl").read_text().splitlines())
-    first, second = (contents(row["response"]["body"])[0] for row in rows)
+    first, second, third = (contents(row["response"]["body"])[0] for row in rows)
     assert first.endswith("8 9")
     assert "8 9" not in second
+    assert third == first.removesuffix("9")

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.builders import exactly
 from tests.unit.engine_cases import (
@@ -29,15 +27,9 @@ from tests.unit.engine_cases import (
 )
 from uellm_cli.clock import SystemClock, VirtualClock
 from uellm_cli.engines import ENGINES
-from uellm_cli.engines.sampling import (
-    RowSampling,
-    cut_at_stop,
-    draw,
-    resolve_sampling,
-    row_generator,
-)
+from uellm_cli.engines.loading import within_mask
 from uellm_cli.engines.simulated import drawn_length, drawn_lengths
-from uellm_cli.engines.static import StaticEngine, within_mask
+from uellm_cli.engines.static import StaticEngine
 from uellm_cli.errors import EngineError, ModelError
 from uellm_cli.types import (
     QUANTILE_LEVELS,
@@ -229,66 +221,6 @@ def test_gpus_are_counted_among_those_that_the_user_lets_us_see(
     assert within_mask(wanted, mask) == visible
 
 
-# --- Sampling ------------------------------------------------------------------------------------
-
-SCORES = torch.tensor([0.0, 3.0, 1.0, 2.0])
-
-
-def drawn(row: RowSampling, times: int = 300) -> set[int]:
-    generator = torch.Generator().manual_seed(0)
-    return {draw(SCORES, row, generator) for _ in range(times)}
-
-
-def test_top_k_keeps_the_k_best() -> None:
-    assert drawn(RowSampling(temperature=5.0, top_p=1.0, top_k=2)) == {1, 3}
-
-
-def test_top_p_keeps_the_fewest_that_reach_it_and_always_one() -> None:
-    # Probabilities at temperature 1: 0.644, 0.237, 0.087, 0.032.
-    assert drawn(RowSampling(1.0, 0.7, 0)) == {1, 3}
-    assert drawn(RowSampling(1.0, 0.01, 0)) == {1}
-
-
-def test_without_limits_every_token_is_drawn_about_as_often_as_its_probability() -> None:
-    generator = torch.Generator().manual_seed(1)
-    row = RowSampling(1.0, 1.0, 0)
-    counts = torch.bincount(torch.tensor([draw(SCORES, row, generator) for _ in range(4000)]))
-    # Four standard deviations of a share of 4,000 draws are 0.032 at most.
-    assert (counts / 4000 - torch.softmax(SCORES, 0)).abs().max() < 0.032
-
-
-def test_defaults_come_from_the_model_only_where_it_samples_itself() -> None:
-    greedy = GenerationConfig(do_sample=False)
-    sampling = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, top_k=20)
-    assert resolve_sampling(SamplingParams(), greedy) == RowSampling(0.0, 1.0, 0)
-    assert resolve_sampling(SamplingParams(), sampling) == RowSampling(0.6, 0.9, 20)
-    own = SamplingParams(temperature=0.0, top_p=0.5, top_k=3)
-    assert resolve_sampling(own, sampling) == RowSampling(0.0, 0.5, 3)
-
-
-@pytest.mark.parametrize("seed", [0, -1, 2**63, -(2**63), None])
-def test_any_64_bit_seed_makes_a_generator(seed: int | None) -> None:
-    request = EngineRequest("a", (1,), 5, SamplingParams(seed=seed))
-    first, second = (torch.rand(3, generator=row_generator(request, 0)) for _ in range(2))
-    assert torch.equal(first, second)
-
-
-@given(
-    st.text(max_size=20),
-    st.lists(st.text(min_size=1, max_size=3), max_size=3),
-)
-def test_a_cut_text_holds_no_stop_string(text: str, stops: list[str]) -> None:
-    cut = cut_at_stop(text, stops)
-    assert text.startswith(cut)
-    assert not any(stop in cut for stop in stops)
-    assert cut == text or any(text[len(cut) :].startswith(stop) for stop in stops)
-
-
-def test_a_temperature_next_to_zero_is_greedy_and_no_error() -> None:
-    tiny = resolve_sampling(SamplingParams(temperature=1e-39), GenerationConfig())
-    assert tiny.temperature == 0.0
-
-
 # --- Simulated -----------------------------------------------------------------------------------
 
 
@@ -373,12 +305,16 @@ def test_an_engine_that_is_stopped_pulls_no_further_batch(
             pulled.append(batch.batch_id)
             yield batch
 
+    # Some engines pull what they have room for, before they have answered what they have.
+    pulled_by_then: list[int] = []
     for completion in engine.run(batches()):
-        if completion.batch_id == 1:
+        if completion.batch_id == 1 and not stopped.is_set():
+            pulled_by_then = pulled.copy()
             stopped.set()
-    assert pulled == [0, 1]
+    assert pulled == pulled_by_then
+    assert name == "inflight" or pulled == [0, 1]
     assert list(engine.run(batches())) == []
-    assert pulled == [0, 1]
+    assert pulled == pulled_by_then
 
 
 @pytest.mark.parametrize("name", ENGINES.names())

@@ -101,10 +101,10 @@ def test_a_bias_makes_a_token_certain_or_impossible(
     (seven,) = tokenizer.encode("7")
     always = asking(work[0], replace(sampling, logit_bias=((seven, 10_000.0),)))
     assert texts(answers(static, [always, work[3]])["0"]) == ["7" * 30]
-    free = answers(static, [asking(work[0], sampling)])["0"]
-    first = tokenizer.encode(texts(free)[0])[0]
-    never = asking(work[0], replace(sampling, logit_bias=((first, -10_000.0),)))
-    assert first not in tokenizer.encode(texts(answers(static, [never, work[3]])["0"])[0])
+    first = told(static, asking(work[0], replace(sampling, logprobs=0)), work[3])[0].token
+    (token,) = tokenizer.encode(first)
+    never = asking(work[0], replace(sampling, logprobs=0, logit_bias=((token, -10_000.0),)))
+    assert first not in [other.token for other in told(static, never, work[3])]
 
 
 def test_a_bias_on_a_token_that_does_not_exist_fails_its_own_request_only(
@@ -128,8 +128,8 @@ def test_a_model_s_repetition_penalty_is_on_a_row_s_own_tokens_and_no_padding(
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
     alone = texts(answers(static_engine(tiny_llm), [work[2]])["2"])[0]
     # Padding that is what the answer begins with: penalized, it would be another answer.
-    engine._loaded.tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokenizer.encode(alone)[0])
-    engine._loaded.defaults.repetition_penalty = 2.5
+    engine.loaded.tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokenizer.encode(alone)[0])
+    engine.loaded.defaults.repetition_penalty = 2.5
     found = answers(engine, [work[2], work[0]])
     assert texts(found["2"]) == [alone]
     # What it counted once is not counted again.

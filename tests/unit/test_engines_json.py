@@ -13,6 +13,7 @@ from tokenizers import decoders
 
 from tests.unit.engine_cases import HOT, answers, model_work, static_engine, texts
 from uellm_cli.engines.grammar import KEPT_SCHEMAS, Grammar, Grammars
+from uellm_cli.engines.loaded import LoadedModel
 from uellm_cli.engines.static import StaticEngine
 from uellm_cli.types import Completion, EngineRequest, FinishReason, SamplingParams
 
@@ -89,11 +90,10 @@ def test_each_of_a_model_s_end_tokens_may_end_an_answer_that_could_go_on(
     end_token: str, work: list[EngineRequest], tiny_llm: str
 ) -> None:
     engine = static_engine(tiny_llm)
-    ids = engine._loaded.tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
-    engine._loaded.defaults.eos_token_id = ids
-    engine = StaticEngine(
-        engine.context, engine.model, engine._loaded.tokenizer, engine._loaded.defaults
-    )
+    ids = engine.loaded.tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    engine.loaded.defaults.eos_token_id = ids
+    loaded = LoadedModel(engine.model, engine.loaded.tokenizer, engine.loaded.defaults)
+    engine = StaticEngine(engine.context, loaded)
     # An integer may always have one digit more: only an end token ends it.
     names = {"<|end|>": -10_000.0, "<|user|>": -10_000.0} | {end_token: 10_000.0}
     biases = zip(ids, names.values(), strict=True)
@@ -163,7 +163,7 @@ def test_a_schema_of_any_cost_is_answered_or_refused_soon(
 def test_white_space_has_an_end_even_where_a_model_wants_nothing_else(
     static: StaticEngine, work: list[EngineRequest]
 ) -> None:
-    spaces = [static._loaded.tokenizer.encode(text)[0] for text in (" ", "\n")]
+    spaces = [static.loaded.tokenizer.encode(text)[0] for text in (" ", "\n")]
     endless = SamplingParams(logit_bias=tuple((space, 10_000.0) for space in spaces))
     (answer,) = answers(static, [following(work[0], PERSON, endless)])["0"].answers
     assert answer.finish_reason is FinishReason.STOP
@@ -171,7 +171,7 @@ def test_white_space_has_an_end_even_where_a_model_wants_nothing_else(
 
 
 def test_scores_beyond_the_tokenizer_s_vocabulary_are_never_allowed(static: StaticEngine) -> None:
-    grammars = Grammars(static._loaded.tokenizer, eos_ids=[2])
+    grammars = Grammars(static.loaded.tokenizer, eos_ids=[2])
     compiled = grammars.compiled('{"type": "integer"}')
     assert isinstance(compiled, Grammar)
     narrow, wide = (compiled.fresh().allowed(width) for width in (1739, 5000))
@@ -186,9 +186,9 @@ def test_scores_beyond_the_tokenizer_s_vocabulary_are_never_allowed(static: Stat
 def test_an_end_token_beyond_the_tokenizer_s_vocabulary_leaves_the_others(
     static: StaticEngine,
 ) -> None:
-    compiled = Grammars(static._loaded.tokenizer, [2, 1800]).compiled('{"type": "integer"}')
+    compiled = Grammars(static.loaded.tokenizer, [2, 1800]).compiled('{"type": "integer"}')
     assert isinstance(compiled, Grammar)
-    (digit,) = static._loaded.tokenizer.encode("7")
+    (digit,) = static.loaded.tokenizer.encode("7")
     assert not compiled.completes(digit)
     allowed = compiled.allowed(2000)
     assert isinstance(allowed, torch.Tensor)
@@ -200,7 +200,7 @@ def test_a_tokenizer_that_cannot_be_constrained_fails_the_request_and_says_so(
     work: list[EngineRequest], tiny_llm: str
 ) -> None:
     engine = static_engine(tiny_llm)
-    engine._loaded.tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
+    engine.loaded.tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
     found = answers(engine, [following(work[0], PERSON), work[2]])
     failure = found["0"].failure
     assert failure is not None
@@ -235,7 +235,7 @@ def test_a_model_that_rules_out_what_the_schema_wants_fails_that_request_only(
     work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = static_engine(tiny_llm)
-    (seven,) = engine._loaded.tokenizer.encode("7")
+    (seven,) = engine.loaded.tokenizer.encode("7")
     forward = engine.model.forward
 
     def without_seven(*positional: Any, **named: Any) -> Any:

@@ -19,9 +19,9 @@ from tests.unit.engine_cases import (
     texts,
 )
 from uellm_cli.engines.memory import MemoryLimit, footprint
+from uellm_cli.engines.padded import RowScores, RowStops
 from uellm_cli.engines.rows import Row
 from uellm_cli.engines.sampling import RowSampling
-from uellm_cli.engines.scores import RowStops, ScoreLog
 from uellm_cli.engines.static import StaticEngine
 from uellm_cli.types import Completion, EngineBatch, EngineRequest, SamplingParams
 
@@ -337,9 +337,12 @@ def test_a_stop_is_asked_for_once_a_decode_step(work: list[EngineRequest], tiny_
 def test_a_step_that_generate_makes_after_the_stop_gives_no_row_a_token() -> None:
     # It does so on some devices, where it looks at the end of the batch one step late.
     request = EngineRequest("a", (1,), 2, SamplingParams())
-    row = Row(request, RowSampling(0.0, 1.0, 0), torch.Generator())
-    stops = RowStops([row], ScoreLog([row]), frozenset(), str, lambda: 0.0, lambda: True)
-    for ids in ([[1, 5]], [[1, 5, 6]]):
-        assert stops(torch.tensor(ids), None).tolist() == [True]
-    assert row.tokens == [5]
+    row = Row(request, RowSampling(0.0, 1.0, 0), seed=0)
+    scores = RowScores([row])
+    stops = RowStops([row], scores, str, lambda: 0.0, lambda: True)
+    for _ in range(2):
+        chosen = scores(torch.tensor([[1]]), torch.tensor([[0.0, 1.0, 7.0, 3.0]])).argmax(-1)
+        assert chosen.tolist() == [2]
+        assert stops(chosen[:, None], None).tolist() == [True]
+    assert row.tokens == [2]
     assert row.end is None

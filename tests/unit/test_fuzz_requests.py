@@ -48,6 +48,8 @@ VALID: list[dict[str, object]] = [
     chat(max_completion_tokens=5, stop="\n", presence_penalty=0.0, n=None),
     chat(response_format={"type": "json_object"}, service_tier="auto"),
     completion(logprobs=2, seed=-1),
+    plain(min_p=0.1, repetition_penalty=1.2, presence_penalty=-1.5, stop_token_ids=[3, 0]),
+    chat(frequency_penalty=2, ignore_eos=True, min_tokens=4, max_tokens=4),
     sharegpt(("system", "s"), ("human", "a"), ("gpt", "b"), id="x", source="web"),
 ]
 

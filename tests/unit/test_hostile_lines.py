@@ -196,6 +196,27 @@ HOSTILE: dict[str, tuple[object, str, str]] = {
     "a bias as text": (plain(logit_bias={"7": "1"}), "logit_bias.7", "must be a number, not text"),
     "a bias of true": (plain(logit_bias={"7": True}), "logit_bias.7", "must be a number, not true or false"),
     "1025 biases": (plain(logit_bias={str(i): 1 for i in range(1025)}), "logit_bias", "expected an object of length <= 1024"),
+    # What other servers have beside OpenAI's fields
+    "min_p above 1": (plain(min_p=1.5), "min_p", "expected a number <= 1.0"),
+    "min_p below 0": (chat(min_p=-0.1), "body.min_p", "expected a number >= 0.0"),
+    "a repetition_penalty of 0": (plain(repetition_penalty=0), "repetition_penalty", "expected a number >= 0.01"),
+    "a repetition_penalty above 100": (plain(repetition_penalty=101), "repetition_penalty", "expected a number <= 100.0"),
+    "a presence_penalty above 2": (plain(presence_penalty=2.5), "presence_penalty", "expected a number <= 2.0"),
+    "a frequency_penalty below -2": (completion(frequency_penalty=-3), "body.frequency_penalty", "expected a number >= -2.0"),
+    "a frequency_penalty as text": (plain(frequency_penalty="1"), "frequency_penalty", "expected a number, got text"),
+    "stop_token_ids as a number": (plain(stop_token_ids=2), "stop_token_ids", "expected a list, got a whole number"),
+    "a stop token as text": (plain(stop_token_ids=["2"]), "stop_token_ids[0]", "expected a whole number, got text"),
+    "a stop token with a fraction": (plain(stop_token_ids=[2.5]), "stop_token_ids[0]", "expected a whole number, got a number"),
+    "a stop token of null": (plain(stop_token_ids=[None]), "stop_token_ids[0]", "expected a whole number, got null"),
+    "a stop token below 0": (plain(stop_token_ids=[1, -1]), "stop_token_ids[1]", "expected a whole number >= 0"),
+    "a stop token beyond 31 bits": (plain(stop_token_ids=[2**31]), "stop_token_ids[0]", "expected a whole number <= 2147483647"),
+    "1025 stop tokens": (plain(stop_token_ids=[1] * 1025), "stop_token_ids", "expected a list of length <= 1024"),
+    "ignore_eos of 1": (plain(ignore_eos=1), "ignore_eos", "expected true or false, got a whole number"),
+    "min_tokens below 0": (plain(min_tokens=-1), "min_tokens", "expected a whole number >= 0"),
+    "min_tokens beyond all answers": (plain(min_tokens=10_000_001), "min_tokens", "expected a whole number <= 10000000"),
+    "min_tokens above max_tokens": (plain(min_tokens=6, max_tokens=5), "min_tokens", "must be at most max_tokens, which is 5, not 6"),
+    "min_tokens above max_completion_tokens": (chat(min_tokens=6, max_completion_tokens=5), "body.min_tokens", "must be at most max_tokens, which is 5, not 6"),
+    "a misspelt min_tokens": (plain(min_token=6), "min_token", "is an unknown field; did you mean 'min_tokens'?"),
     # Formats of answers
     "response_format as text": (plain(response_format="json"), "response_format", "expected an object, got text"),
     "a response_format of nothing": (plain(response_format={}), "response_format.type", "is missing"),
@@ -269,6 +290,10 @@ HARMLESS: dict[str, object] = {
     "a prompt of a megabyte": plain(prompt="x" * 2**20),
     "two caps that agree": plain(max_tokens=5, max_completion_tokens=5),
     "the best of one beside two answers": plain(n=2, best_of=1),
+    "as many tokens at least as at most": plain(min_tokens=5, max_tokens=5),
+    "a stop token a thousand times": plain(stop_token_ids=[7] * 1024),
+    "penalties that ask for nothing": plain(presence_penalty=0, frequency_penalty=-0.0),
+    "a min_p of 1 and the least penalty": chat(min_p=1, repetition_penalty=0.01),
 }
 
 

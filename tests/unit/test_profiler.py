@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -165,6 +166,45 @@ def test_a_longer_cap_is_given_within_the_context_and_never_takes_away() -> None
     longer = profiler.with_longer_cap(first, request, 6)
     assert longer.output.tokens[-1] == 6
     assert (longer.custom_id, longer.prompt_tokens, longer.slo) == ("a", 3, first.slo)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "tokens"),
+    [
+        ({"min_tokens": 4}, [4, 4, 4, 4, 5, 6, 7, 8]),
+        ({"min_tokens": 30}, [10] * 8),  # the cap wins
+        ({"ignore_eos": True}, [10] * 8),
+        # Something else may still end these.
+        ({"ignore_eos": True, "stop": ("x",)}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"ignore_eos": True, "stop_token_ids": (3,), "min_tokens": 2}, [2, 2, 3, 4, 5, 6, 7, 8]),
+        ({"ignore_eos": True, "min_tokens": 9, "json_schema": "{}"}, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_an_answer_is_predicted_to_be_as_long_as_it_was_asked_to_be(
+    sampling: dict[str, Any], tokens: list[int]
+) -> None:
+    asked = chat("a", "one two")
+    asked = replace(asked, sampling=replace(asked.sampling, max_tokens=10, **sampling))
+    (request,) = Profiler(WordTokenizer(), model_spec(), CONSTANT).profile([asked]).requests
+    assert list(request.output.tokens) == tokens
+    assert request.kv_bytes == (2 + tokens[5]) * 4
+
+
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [
+        ({"logit_bias": ((3, 1.0), (10**6, 1.0))}, "logit_bias.1000000"),
+        ({"stop_token_ids": (3, 10**6)}, "stop_token_ids"),
+    ],
+)
+def test_a_token_that_the_model_does_not_have_is_refused_before_anything_loads(
+    sampling: dict[str, Any], field: str
+) -> None:
+    asked = chat("a", "one two")
+    asked = replace(asked, sampling=replace(asked.sampling, **sampling))
+    (refused,) = Profiler(WordTokenizer(), model_spec(), CONSTANT).profile([asked]).invalid
+    assert refused.field == field
+    assert refused.reason.startswith("1000000 is no token of the model, which has ")
 
 
 @pytest.mark.parametrize(

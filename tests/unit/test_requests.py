@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow
@@ -37,6 +37,7 @@ from tests.unit.request_cases import (
 from uellm_cli.errors import RequestFileError
 from uellm_cli.requests import file_sha256, files
 from uellm_cli.requests.fields import HARMLESS_FIELDS, UNSUPPORTED_FIELDS
+from uellm_cli.requests.keys import content_of
 from uellm_cli.types import (
     SLO,
     Anchor,
@@ -122,6 +123,46 @@ def test_null_means_not_given() -> None:
 
 def test_whole_numbers_may_be_written_with_a_point() -> None:
     assert valid(plain(max_tokens=16.0)).sampling.max_tokens == 16
+
+
+@pytest.mark.parametrize("make", [plain, chat, completion])
+def test_what_servers_like_openai_s_have_beside_its_own_fields_is_read(
+    make: Callable[..., object],
+) -> None:
+    asked = {
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -2,
+        "frequency_penalty": 0.5,
+        "stop_token_ids": [9, 3, 9],
+        "ignore_eos": True,
+        "min_tokens": 5,
+        "max_tokens": 5,
+    }
+    assert valid(make(**asked)).sampling == SamplingParams(
+        max_tokens=5,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        presence_penalty=-2.0,
+        frequency_penalty=0.5,
+        stop_token_ids=(3, 9),
+        ignore_eos=True,
+        min_tokens=5,
+    )
+
+
+def test_a_penalty_of_zero_is_none_and_what_a_model_may_have_set_is_turned_off() -> None:
+    nothing = {
+        "presence_penalty": 0,
+        "frequency_penalty": -0.0,
+        "stop_token_ids": [],
+        "ignore_eos": False,
+        "min_tokens": 0,
+    }
+    assert content_of(valid(plain(**nothing))) == content_of(valid(plain()))
+    assert valid(plain(min_p=0, repetition_penalty=1)).sampling == SamplingParams(
+        min_p=0.0, repetition_penalty=1.0
+    )
 
 
 @pytest.mark.parametrize("field", sorted(HARMLESS_FIELDS))
@@ -508,6 +549,41 @@ def test_what_tables_do_to_numbers_and_maps_is_understood(tmp_path: Path) -> Non
     assert (second.sampling, second.metadata) == (SamplingParams(), {})
     assert isinstance(third, InvalidRequest)
     assert third.field == "max_tokens"
+
+
+def test_a_table_may_have_every_sampling_field_as_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = {
+        "prompt": ["a", "b", "c"],
+        "min_p": [0.1, None, None],
+        "repetition_penalty": pyarrow.array([2, None, None]),
+        "presence_penalty": [1.5, None, 0.0],
+        "stop_token_ids": pyarrow.array([[1, 2], None, []], pyarrow.list_(pyarrow.int32())),
+        "ignore_eos": [True, None, False],
+        "min_tokens": pyarrow.array([16.0, None, 0.0]),
+    }
+    parquet.write_table(pyarrow.table(table), path)
+    first, second, third = (row.sampling for row in rows(path) if isinstance(row, Request))
+    assert first == SamplingParams(
+        min_p=0.1,
+        repetition_penalty=2.0,
+        presence_penalty=1.5,
+        stop_token_ids=(1, 2),
+        ignore_eos=True,
+        min_tokens=16,
+    )
+    assert second == third == SamplingParams()
+    as_text = tmp_path / "b.parquet"
+    table = {"prompt": ["a", "b"], "stop_token_ids": ["[4]", "[true]"]}
+    parquet.write_table(pyarrow.table(table), as_text)
+    good, bad = rows(as_text)
+    assert isinstance(good, Request)
+    assert good.sampling.stop_token_ids == (4,)
+    assert isinstance(bad, InvalidRequest)
+    assert (bad.field, bad.reason) == (
+        "stop_token_ids[0]",
+        "expected a whole number, got true or false",
+    )
 
 
 def test_values_that_json_does_not_have_are_invalid_rows(tmp_path: Path) -> None:

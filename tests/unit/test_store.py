@@ -31,6 +31,12 @@ requests = st.builds(
         stop=st.lists(texts, max_size=4).map(tuple),
         logit_bias=st.lists(st.tuples(st.integers(0, 10**6), st.floats(-100, 100))).map(tuple),
         json_schema=st.none() | texts,
+        min_p=st.none() | st.floats(0, 1),
+        repetition_penalty=st.none() | st.floats(0.1, 100),
+        presence_penalty=st.floats(-2, 2),
+        stop_token_ids=st.lists(st.integers(0, 10**6)).map(tuple),
+        ignore_eos=st.booleans(),
+        min_tokens=st.integers(0, 10**7),
     ),
     source=st.builds(SourceLine, texts, st.integers(1, 10**9)),
 )
@@ -96,6 +102,13 @@ def test_a_key_is_of_what_is_asked_and_of_whom_and_not_of_what_is_promised() -> 
                 ("logprobs", 0),
                 ("logit_bias", ((1, 1.0),)),
                 ("json_schema", "{}"),
+                ("min_p", 0.0),
+                ("repetition_penalty", 1.0),
+                ("presence_penalty", 1.0),
+                ("frequency_penalty", 1.0),
+                ("stop_token_ids", (1,)),
+                ("ignore_eos", True),
+                ("min_tokens", 1),
             )
         ),
     ]
@@ -107,6 +120,10 @@ def test_a_key_is_of_what_is_asked_and_of_whom_and_not_of_what_is_promised() -> 
 def test_the_key_of_a_request_stays_the_same_from_version_to_version() -> None:
     # Runs are resumed by it: a change of this value makes every finished answer void.
     assert answer_key(content_of(ASKED), SALT).hex() == "5e2041941944fe90961f4a2581f24705"
+    # With all that the first version knew, and nothing of what came later.
+    full = SamplingParams(5, 0.7, 0.9, 40, 7, ("x", "y"), 2, 3, ((1, 1.5),), '{"type":"object"}')
+    asked = Request("a", Endpoint.COMPLETION, prompt="hi", sampling=full)
+    assert answer_key(content_of(asked), SALT).hex() == "75d433a187a90c740e3cb307f9b8b509"
 
 
 def test_a_disk_that_has_no_room_for_the_requests_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""A loaded model with its tokenizer: rows in, their tokens drawn."""
+"""A loaded model with its tokenizer: what all engines need of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,9 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from uellm_cli.engines.rows import Row
-from uellm_cli.engines.scores import RowScores, RowStops, ScoreLog
-from uellm_cli.types import EngineRequest
+from uellm_cli.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -22,32 +21,6 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     defaults: GenerationConfig
-
-    def draw(
-        self, rows: Sequence[Row], now_s: Callable[[], float], stop: Callable[[], bool]
-    ) -> RowStops:
-        """Draws every row to its end in one left-padded batch, unless told to `stop` before.
-
-        What each row has come to is in the row. Raises whatever breaks the batch.
-        """
-        requests = [row.request for row in rows]
-        prompts, mask = self._left_padded(requests)
-        log = ScoreLog(rows)
-        stops = RowStops(rows, log, self.eos_ids, self.decode, now_s, stop)
-        with torch.inference_mode():
-            self.model.generate(
-                prompts,
-                attention_mask=mask,
-                generation_config=GenerationConfig(
-                    max_new_tokens=max(request.max_tokens for request in requests),
-                    do_sample=False,  # RowScores samples, and `generate` takes the best it leaves
-                    eos_token_id=sorted(self.eos_ids) or None,
-                    pad_token_id=self._pad_id,
-                ),
-                logits_processor=[RowScores(rows, log, self.defaults.repetition_penalty or 1.0)],
-                stopping_criteria=[stops],
-            )
-        return stops
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -62,19 +35,21 @@ class LoadedModel:
         return frozenset(own if isinstance(own, list) else [own])
 
     @cached_property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
         # Padding is masked, so any id will do where a model has none of its own.
         own = self.tokenizer.pad_token_id
         return int(own) if own is not None else min(self.eos_ids, default=0)
 
-    def _left_padded(self, requests: Sequence[EngineRequest]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, both [rows, longest prompt], on the model's device."""
-        width = max(len(request.prompt_token_ids) for request in requests)
-        pads = [width - len(request.prompt_token_ids) for request in requests]
-        ids = [
-            [self._pad_id] * pad + [*request.prompt_token_ids]
-            for pad, request in zip(pads, requests, strict=True)
-        ]
-        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-        device = self.model.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    def release_memory(self) -> None:
+        """Frees what nothing holds any more; EngineError when the device is broken for good."""
+        gc.collect()
+        if self.model.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise EngineError(
+                f"the GPU is in a failed state and nothing more can run in this process: {error}; "
+                "--resume goes on from what is answered"
+            ) from error

@@ -1,179 +1,200 @@
-"""Where a batch's rows meet `generate`: one step's scores go in, one token a row comes out.
+"""From a step's scores to a token for each row: what every engine's step ends with.
 
-`generate` knows one temperature and one stop for the whole batch. Here every row has its own. A
-logits processor prepares each row's scores and, where the row samples, draws its token and leaves
-it as the only finite score, so that `generate`'s argmax picks it; a stopping criterion hands the
-tokens to the rows and ends them one by one.
+The rows of a call are any open rows: others than in the last, and each as far as it has come. On a
+GPU nothing waits for single rows, and only a few numbers a row are brought down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from math import isfinite
 
+import numpy as np
 import torch
-from transformers import LogitsProcessor, StoppingCriteria
 
+from uellm_cli.engines.changes import change
 from uellm_cli.engines.grammar import Grammar
-from uellm_cli.engines.rows import Decode, Row, TokenScore
-from uellm_cli.engines.sampling import draw
+from uellm_cli.engines.rows import Row, TokenScore
+from uellm_cli.engines.sampling import CANDIDATES, chances, draw, draw_from_best, on_device
 from uellm_cli.types import Failure
 
+# Scores that are changed or drawn from together: each takes some twenty bytes then.
+SCORES_AT_ONCE = 2**23
 
-class ScoreLog:
-    """The log probabilities of the tokens that are drawn, for the rows that are asked for them.
 
-    They are of the scores as the model gave them: `look` comes before anything changes these, and
-    `note` once the tokens are drawn.
+def choose(rows: Sequence[Row], logits: torch.Tensor) -> list[int | None]:
+    """The next token of each row, by the model's scores for it, `logits` [rows, vocab].
+
+    None for a row that fails here, which has its `failure` then. All rows are open, and each has to
+    `take` its token before it comes again. Penalties and bias (`changes.py`) come first, then the
+    schema, then the draw; log probabilities, where asked for, are of the scores as they are given,
+    and added to the row's own. `logits` may be on any device and of any float type; they are left
+    as they are.
     """
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        self._asked = [i for i, row in enumerate(rows) if row.request.sampling.logprobs is not None]
-        self._seen: tuple[list[int], torch.Tensor] | None = None
-
-    def look(self, scores: torch.Tensor) -> None:
-        """A step's scores [rows, vocab]."""
-        asked = [i for i in self._asked if self._rows[i].is_open]
-        self._seen = (asked, torch.log_softmax(scores[asked].float(), dim=-1)) if asked else None
-
-    def note(self, drawn: torch.Tensor) -> None:
-        """The tokens drawn from them [rows], for rows that have not taken theirs yet."""
-        if self._seen is None:
-            return
-        asked, logprobs = self._seen
-        most = max(self._rows[i].request.sampling.logprobs or 0 for i in asked)
-        tokens = drawn[asked]
-        own = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-        best = torch.topk(logprobs, min(most, logprobs.shape[1]), dim=-1)
-        tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        for i, token, logprob, (ids, values) in zip(asked, tokens.tolist(), own, tops, strict=True):
-            row = self._rows[i]
-            count = row.request.sampling.logprobs
-            top = tuple(zip(ids[:count], values[:count], strict=True))
-            row.scores.append(TokenScore(token, logprob, top))
+    best, highest = _best(rows, logits)
+    plain = [i for i, row in enumerate(rows) if row.is_plain]
+    if len(plain) == len(rows):
+        return _told(rows, best, highest)
+    special = [i for i, row in enumerate(rows) if not row.is_plain]
+    size = max(1, SCORES_AT_ONCE // logits.shape[1])
+    if len(special) == len(rows) <= size:
+        return _chosen_specially(rows, logits, best, highest)
+    tokens: list[int | None] = [None] * len(rows)
+    for part in [special[i : i + size] for i in range(0, len(special), size)] + [plain]:
+        at = on_device(np.array(part, np.int64), logits.device)
+        some = [rows[i] for i in part]
+        if part is plain:
+            found = _told(some, best[at], highest[at])
+        else:
+            found = _chosen_specially(some, logits[at], best[at], highest[at])
+        for i, token in zip(part, found, strict=True):
+            tokens[i] = token
+    return tokens
 
 
-class RowScores(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Makes each row's scores what its next token is to be the largest of.
+def _best(rows: Sequence[Row], scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of the rows' largest scores, of which only greedy rows' are looked for; and these.
 
-    Repetition penalty, bias, grammar, then the draw. A row without scores that could be used fails
-    by itself, and is not looked at again.
+    What is largest is NaN if any of a row is, and -inf if no token is left.
     """
-
-    def __init__(self, rows: Sequence[Row], log: ScoreLog, repetition_penalty: float) -> None:
-        self._rows = rows
-        self._log = log
-        self._penalty = repetition_penalty
-        self._biases: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Of ids [rows, tokens so far] and the model's scores [rows, vocab], the latter changed."""
-        self._fail_without_numbers(scores)
-        self._log.look(scores)
-        for i, row in self._open():
-            if self._penalty != 1:
-                _penalize(scores[i], input_ids[i, -_length(row) :], self._penalty)
-            if row.request.sampling.logit_bias:
-                self._add_bias(i, row, scores[i])
-            if row.grammar is not None:
-                _constrain(row, row.grammar, scores[i])
-        for i, row in self._open():
-            if not row.sampling.is_greedy:
-                token = draw(scores[i], row.sampling, row.generator)
-                scores[i] = float("-inf")
-                scores[i, token] = 0.0
-        return scores
-
-    def _open(self) -> Iterator[tuple[int, Row]]:
-        return ((i, row) for i, row in enumerate(self._rows) if row.is_open)
-
-    def _fail_without_numbers(self, scores: torch.Tensor) -> None:
-        # The largest of a row is NaN if any of it is, and -inf if no token is left.
-        usable = torch.isfinite(scores.amax(dim=-1)).tolist()
-        for i, row in self._open():
-            if not usable[i]:
-                row.failure = Failure(
-                    "engine_error",
-                    "the model's scores for its next token were not finite numbers after "
-                    f"{len(row.tokens)} tokens",
-                )
-
-    def _add_bias(self, i: int, row: Row, scores: torch.Tensor) -> None:
-        if i not in self._biases:
-            ids, values = zip(*row.request.sampling.logit_bias, strict=True)
-            unknown = [token for token in ids if not 0 <= token < len(scores)]
-            if unknown:
-                # On a GPU, an index out of range would end the whole process.
-                reason = f"the model has token ids below {len(scores)}, and no {unknown[0]}"
-                row.failure = Failure("invalid_request", reason, "logit_bias")
-                return
-            device = scores.device
-            self._biases[i] = (
-                torch.tensor(ids, device=device),
-                torch.tensor(values, dtype=scores.dtype, device=device),
-            )
-        scores.index_add_(0, *self._biases[i])
+    if not any(row.sampling.is_greedy for row in rows):
+        highest = scores.amax(dim=-1)
+        return torch.zeros_like(highest, dtype=torch.long), highest
+    best = scores.argmax(dim=-1)
+    return best, scores.gather(1, best[:, None])[:, 0]
 
 
-def _length(row: Row) -> int:
-    return len(row.request.prompt_token_ids) + len(row.tokens)
+def _told(
+    rows: Sequence[Row],
+    chosen: torch.Tensor,
+    highest: torch.Tensor,
+    left: torch.Tensor | None = None,
+) -> list[int | None]:
+    """Tokens `chosen` [rows] as numbers; None for rows that have failed, or do so here.
+
+    `highest` are the rows' largest scores as they were given, and `left` as they are after changes.
+    """
+    facts = [chosen, highest] if left is None else [chosen, highest, left]
+    # In one piece, for each piece waits for the device. 64-bit floats hold any token id.
+    ids, largest, *after = torch.stack([fact.double() for fact in facts]).tolist()
+    tokens: list[int | None] = list(map(int, ids))
+    if left is None and all(map(isfinite, largest)):
+        return tokens
+    for i, row in enumerate(rows):
+        if row.failure is None and not isfinite(largest[i]):
+            reason = "the model's scores for its next token were not finite numbers"
+            row.failure = _failure(row, reason)
+        elif row.failure is None and after and not isfinite(after[0][i]):
+            reason = "the model rules out every token that the schema allows"
+            if row.grammar is None:
+                reason = "the model rules out every token that could come next"
+            row.failure = _failure(row, f"{reason},")
+        if row.failure is not None:
+            tokens[i] = None
+    return tokens
 
 
-def _penalize(scores: torch.Tensor, own: torch.Tensor, penalty: float) -> None:
-    """transformers' repetition penalty over a row's own tokens; its padding is none of them."""
-    own = own[own < len(scores)]
-    seen = scores[own]
-    scores[own] = torch.where(seen < 0, seen * penalty, seen / penalty)
+def _failure(row: Row, reason: str) -> Failure:
+    return Failure("engine_error", f"{reason} after {len(row.tokens)} tokens")
 
 
-def _constrain(row: Row, grammar: Grammar, scores: torch.Tensor) -> None:
-    allowed = grammar.allowed(len(scores))
-    if isinstance(allowed, Failure):
-        row.failure = allowed
+def _chosen_specially(
+    rows: Sequence[Row], logits: torch.Tensor, best: torch.Tensor, highest: torch.Tensor
+) -> list[int | None]:
+    """Of rows of which none is plain; `best` are the tokens of their `highest` scores."""
+    scores, chosen, left = logits, best, None
+    if any(row.changes is not None or row.grammar is not None for row in rows):
+        scores = logits.to(torch.float32, copy=True)
+        _change(scores, rows)
+        _constrain(scores, rows)
+        chosen, left = _best(rows, scores)
+    if any(not row.sampling.is_greedy for row in rows):
+        chosen = _drawn(scores, rows, chosen)
+    tokens = _told(rows, chosen, highest, left)
+    _note_logprobs(logits, rows, chosen)
+    return tokens
+
+
+def _change(scores: torch.Tensor, rows: Sequence[Row]) -> None:
+    changed = []
+    for i, row in enumerate(rows):
+        if row.changes is not None:
+            row.failure = row.changes.unknown(scores.shape[1])
+            if row.failure is None:
+                changed.append((i, row.changes, row.tokens))
+    change(scores, changed)
+
+
+def _constrain(scores: torch.Tensor, rows: Sequence[Row]) -> None:
+    """-inf for what the rows' schemas do not allow."""
+    followed: list[int] = []
+    masks: list[torch.Tensor] = []
+    for i, row in enumerate(rows):
+        if row.grammar is None or row.failure is not None:
+            continue
+        allowed = _allowed(row, row.grammar, scores.shape[1])
+        if isinstance(allowed, Failure):
+            row.failure = allowed
+        else:
+            followed.append(i)
+            masks.append(allowed)
+    if followed:
+        at = on_device(np.array(followed), scores.device)
+        forbidden = ~torch.stack(masks).to(scores.device, non_blocking=True)
+        scores[at] = scores[at].masked_fill(forbidden, -torch.inf)
+
+
+def _allowed(row: Row, grammar: Grammar, width: int) -> torch.Tensor | Failure:
+    allowed = grammar.allowed(width)
+    if isinstance(allowed, Failure) or len(row.tokens) >= row.request.sampling.min_tokens:
+        return allowed
+    goes_on = allowed.clone()
+    goes_on[[token for token in row.end_ids if token < width]] = False
+    # What is whole and cannot go on may end, however short it is.
+    return goes_on if goes_on.any() else allowed
+
+
+def _drawn(scores: torch.Tensor, rows: Sequence[Row], chosen: torch.Tensor) -> torch.Tensor:
+    """`chosen`, with its own draw for each row that samples."""
+    numbers = chances([row.seed for row in rows], [len(row.tokens) for row in rows])
+    drawing = np.array([not row.sampling.is_greedy for row in rows])
+    of_the_best = np.array([row.sampling.is_of_the_best for row in rows]) & drawing
+    # Filled up with those of the first for which the best few were not enough.
+    searching = drawing & ~of_the_best
+    for some, looks_at_all in ((of_the_best, False), (searching, True)):
+        numbered = np.flatnonzero(some)
+        if not len(numbered):
+            continue
+        at = on_device(numbered, scores.device)
+        own = scores if len(numbered) == len(rows) else scores[at]
+        sampling = [rows[i].sampling for i in numbered.tolist()]
+        if looks_at_all:
+            drawn = draw(own, sampling, numbers[numbered])
+        else:
+            drawn, settled = draw_from_best(own, sampling, numbers[numbered], CANDIDATES)
+            searching[numbered] = ~settled.cpu().numpy()
+        chosen = chosen.index_copy(0, at, drawn)
+    return chosen
+
+
+def _note_logprobs(logits: torch.Tensor, rows: Sequence[Row], chosen: torch.Tensor) -> None:
+    """How likely what is `chosen` was, for rows that ask for it and have not failed."""
+    asked = [
+        i
+        for i, row in enumerate(rows)
+        if row.request.sampling.logprobs is not None and row.failure is None
+    ]
+    if not asked:
         return
-    scores.masked_fill_(~allowed.to(scores.device), float("-inf"))
-    if not torch.isfinite(scores.max()):
-        reason = "the model rules out every token that the schema allows"
-        row.failure = Failure("engine_error", f"{reason}, after {len(row.tokens)} tokens")
-
-
-class RowStops(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
-    """Gives each row its token, and ends the batch with its last row or when told to stop.
-
-    `first_token_s` is when all rows had their first token. Once `stopped`, rows take nothing more.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        log: ScoreLog,
-        eos_ids: frozenset[int],
-        decode: Decode,
-        now_s: Callable[[], float],
-        stop: Callable[[], bool],
-    ) -> None:
-        self._rows = rows
-        self._log = log
-        self._eos_ids = eos_ids
-        self._decode = decode
-        self._now_s = now_s
-        self._stop = stop
-        self.first_token_s: float | None = None
-        self.stopped = False
-
-    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
-        """Of ids [rows, tokens so far], whether each row is to end, as bools [rows]."""
-        if not self.stopped:
-            self._take(input_ids[:, -1])
-            self.stopped = self._stop()
-        ended = [self.stopped or not row.is_open for row in self._rows]
-        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
-
-    def _take(self, drawn: torch.Tensor) -> None:
-        now_s = self._now_s()
-        if self.first_token_s is None:
-            self.first_token_s = now_s
-        self._log.note(drawn)
-        for row, token in zip(self._rows, drawn.tolist(), strict=True):
-            if row.is_open:
-                row.take(token, now_s, self._eos_ids, self._decode)
+    at = on_device(np.array(asked), logits.device)
+    scores = logits[at].float()
+    whole = torch.logsumexp(scores, dim=-1, keepdim=True)
+    own = scores.gather(1, chosen[at][:, None]) - whole
+    most = min(max(rows[i].request.sampling.logprobs or 0 for i in asked), logits.shape[1])
+    best = torch.topk(scores, most, dim=-1)
+    told = [own, best.values - whole, best.indices, chosen[at][:, None]]
+    for i, numbers in zip(asked, torch.cat([t.double() for t in told], 1).tolist(), strict=True):
+        count = min(rows[i].request.sampling.logprobs or 0, most)
+        ids = map(int, numbers[1 + most : 1 + most + count])
+        top = tuple(zip(ids, numbers[1 : 1 + count], strict=True))
+        rows[i].scores.append(TokenScore(int(numbers[-1]), numbers[0], top))

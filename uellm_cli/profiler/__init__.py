@@ -16,10 +16,12 @@ from uellm_cli.requests.wording import MAX_REASON_CHARS, printable
 from uellm_cli.types import (
     SLO,
     InvalidRequest,
+    LengthEstimate,
     LengthPredictor,
     ModelSpec,
     ProfiledRequest,
     Request,
+    SamplingParams,
     Source,
 )
 
@@ -95,7 +97,11 @@ class Profiler:
         self, counted: list[tuple[Request, int]], caps: list[int], slo: SLO | None = None
     ) -> list[ProfiledRequest]:
         requests = [request for request, _ in counted]
-        estimates = self.predictor.predict(requests, [tokens for _, tokens in counted], caps)
+        predicted = self.predictor.predict(requests, [tokens for _, tokens in counted], caps)
+        estimates = [
+            _within_asked(request.sampling, estimate, cap)
+            for request, estimate, cap in zip(requests, predicted, caps, strict=True)
+        ]
         return [
             ProfiledRequest(
                 custom_id=request.custom_id,
@@ -129,12 +135,8 @@ class Profiler:
         """The request as the model can take it and its tokens, or why it cannot."""
         if tokens == 0:
             return _refused(request, "the prompt has no tokens")
-        for token, _ in request.sampling.logit_bias:
-            if token >= self.model.vocab_size:
-                reason = f"{token} is no token of the model, which has {self.model.vocab_size}"
-                return InvalidRequest(
-                    request.source, f"logit_bias.{token}", reason, request.custom_id
-                )
+        if (unknown := self._unknown_token(request)) is not None:
+            return unknown
         schema = request.sampling.json_schema
         if schema is not None and (problem := schema_problem(schema)) is not None:
             reason = f"no answer can be made to follow this schema: {problem}"
@@ -152,6 +154,19 @@ class Profiler:
         )
         return replace(_refused(request, reason), code=TOO_LONG)
 
+    def _unknown_token(self, request: Request) -> InvalidRequest | None:
+        """The refusal of a request that names a token which the model has not."""
+        asked = request.sampling
+        if not asked.logit_bias and not asked.stop_token_ids:
+            return None
+        named = [(token, f"logit_bias.{token}") for token, _ in asked.logit_bias]
+        named += [(token, "stop_token_ids") for token in asked.stop_token_ids]
+        for token, place in named:
+            if token >= self.model.vocab_size:
+                reason = f"{token} is no token of the model, which has {self.model.vocab_size}"
+                return InvalidRequest(request.source, place, reason, request.custom_id)
+        return None
+
     def _rounds(self, request: Request) -> int:
         """How often it is answered: a greedy answer is the same every time, and made once."""
         given = request.sampling.temperature
@@ -168,6 +183,18 @@ class Profiler:
 
 
 _NO_SLO = SLO()
+
+
+def _within_asked(asked: SamplingParams, estimate: LengthEstimate, cap: int) -> LengthEstimate:
+    """The estimate, as far as `min_tokens` and `ignore_eos` leave it open.
+
+    A schema outranks both: an answer that is whole has ended.
+    """
+    if asked.json_schema is not None or not (asked.min_tokens or asked.ignore_eos):
+        return estimate
+    ends_at_cap_only = asked.ignore_eos and not asked.stop and not asked.stop_token_ids
+    least = cap if ends_at_cap_only else min(asked.min_tokens, cap)
+    return replace(estimate, tokens=tuple(max(tokens, least) for tokens in estimate.tokens))
 
 
 def _refused(request: Request, reason: str) -> InvalidRequest:

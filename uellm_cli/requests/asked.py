@@ -115,10 +115,14 @@ def _sampling(body: Body | QuickBody, endpoint: Endpoint) -> SamplingParams:
     cap, newer_cap = body.max_tokens, body.max_completion_tokens
     if cap is not None and newer_cap is not None and cap != newer_cap:
         raise LineError("max_completion_tokens", "differs from max_tokens; give one of them")
+    cap = newer_cap if cap is None else cap
+    floor = body.min_tokens
+    if floor is not None and cap is not None and floor > cap:
+        raise LineError("min_tokens", f"must be at most max_tokens, which is {cap}, not {floor}")
     stop, top_k = body.stop, body.top_k
     asks_logprobs = body.logprobs is not None or body.top_logprobs is not None
     return SamplingParams(
-        newer_cap if cap is None else cap,
+        cap,
         body.temperature,
         body.top_p,
         # -1 and 0 both turn it off, by whom one asks.
@@ -129,7 +133,18 @@ def _sampling(body: Body | QuickBody, endpoint: Endpoint) -> SamplingParams:
         _logprobs(body, endpoint) if asks_logprobs else None,
         () if body.logit_bias is None else _logit_bias(body.logit_bias),
         None if body.response_format is None else _json_schema(body.response_format),
+        body.min_p,
+        body.repetition_penalty,
+        body.presence_penalty or _NOTHING.presence_penalty,
+        body.frequency_penalty or _NOTHING.frequency_penalty,
+        tuple(sorted(set(body.stop_token_ids))) if body.stop_token_ids else (),
+        body.ignore_eos or False,
+        floor or 0,
     )
+
+
+# Keys leave out what is a default, and to msgspec only the very default is one (`keys.py`).
+_NOTHING = SamplingParams()
 
 
 def _logprobs(body: Body | QuickBody, endpoint: Endpoint) -> int | None:

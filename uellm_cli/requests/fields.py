@@ -19,6 +19,9 @@ MAX_ARRIVAL_S = 10 * 365 * 86_400.0
 MAX_ANSWERS = 128
 MAX_BIASED_TOKENS = 1024
 MAX_BIAS = 100
+MAX_STOP_TOKENS = 1024
+# And one over it at least: what is closer to 0 makes infinities of scores.
+MAX_REPETITION_PENALTY = 100
 
 ID_FIELDS = ("id", "custom_id")
 BATCH_FIELDS = ("custom_id", "method", "url", "body")
@@ -47,18 +50,11 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "chat_template_kwargs": ({},),
     "echo": (False,),
-    "frequency_penalty": (0, 0.0),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "ignore_eos": (False,),
-    "min_p": (0, 0.0),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "prediction": (),
-    "presence_penalty": (0, 0.0),
     "reasoning_effort": (),
-    "repetition_penalty": (1, 1.0),
-    "stop_token_ids": ([],),
     "stream": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
@@ -69,13 +65,24 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[object, ...]] = {
 
 # What a table may have as 16.0 where its column has a number missing.
 WHOLE_NUMBERS = frozenset(
-    {"max_tokens", "max_completion_tokens", "top_k", "seed", "n", "logprobs", "top_logprobs"}
+    {
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "top_k",
+        "seed",
+        "n",
+        "logprobs",
+        "top_logprobs",
+    }
 )
 
 _Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _MaxTokens = Annotated[int, Meta(ge=1, le=MAX_OUTPUT_TOKENS)]
 _Stop = Annotated[str, Meta(min_length=1)]
-_Zero = Annotated[float, Meta(ge=0, le=0)]
+_TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_Repetition = Annotated[float, Meta(ge=1 / MAX_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)] | _Int64 | None
 
 
@@ -125,6 +132,13 @@ class _Asked(Struct, forbid_unknown_fields=True, gc=False):
     # Checked in `asked.py`: msgspec would not say which of the tokens is wrong.
     logit_bias: Annotated[dict[str, Any], Meta(max_length=MAX_BIASED_TOKENS)] | None = None
     response_format: ResponseFormat | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: _Repetition | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    stop_token_ids: Annotated[list[_TokenId], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=MAX_OUTPUT_TOKENS)] | None = None
     arrival_s: Annotated[float, Meta(ge=0, le=MAX_ARRIVAL_S)] | None = None
 
 
@@ -149,8 +163,6 @@ class QuickBody(_Asked, forbid_unknown_fields=True, gc=False):
     user: str | None = None
     stream: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=1)] | None = None
-    frequency_penalty: _Zero | None = None
-    presence_penalty: _Zero | None = None
 
 
 class QuickLine(QuickBody, forbid_unknown_fields=True, gc=False):

@@ -19,9 +19,9 @@ def content_of(request: Request) -> bytes:
     Id, SLO, arrival, metadata and place in a file are left out, so an answer stays valid when they
     change; so are fields of `SamplingParams` at their defaults.
     """
-    return msgspec.msgpack.encode(
-        (request.endpoint, request.messages, request.prompt, request.sampling)
-    )
+    # As a dictionary: of a struct, the head of the encoding depends on how many fields there are.
+    sampling = msgspec.to_builtins(request.sampling)
+    return msgspec.msgpack.encode((request.endpoint, request.messages, request.prompt, sampling))
 
 
 def model_salt(fingerprint: str) -> bytes:

@@ -66,6 +66,7 @@ _JSON_COLUMNS = (
     "metadata",
     "response_format",
     "slo",
+    "stop_token_ids",
 )
 
 
