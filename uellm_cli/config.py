@@ -57,7 +57,8 @@ class Resume:
 class Settings:
     """Everything that decides a plan and a run; kept in `run.json`, where a resume finds it.
 
-    `model` is None for the bundled one. `max_batch` is the most rows that run at a time.
+    `model` is None for the bundled one. `max_batch` is the most rows that run at a time, None for
+    as many as suit the engine and fit the devices.
     `durability` says when results are put on the disk (`executor/durability.py`).
     """
 
@@ -70,7 +71,7 @@ class Settings:
     model: str | None = None
     topology: str | None = None
     max_tokens: int | None = None
-    max_batch: int = 10
+    max_batch: int | None = None
     limit: int | None = None
     strict: bool = False
     truncate_prompt: bool = False

@@ -23,7 +23,7 @@ from uellm_cli.deployer.budget import plan_budget, workload_of
 from uellm_cli.deployer.export import cuda_visible_devices, device_map
 from uellm_cli.deployer.memory import MemoryRules
 from uellm_cli.deployer.verify import check_placement
-from uellm_cli.engines import ENGINES, EngineContext
+from uellm_cli.engines import ENGINES, EngineContext, default_rows
 from uellm_cli.errors import ExitCode, PlacementError, RequestFileError
 from uellm_cli.executor import run_directory as files
 from uellm_cli.executor.durability import parse_durability
@@ -66,6 +66,7 @@ from uellm_cli.types import (
     InvalidRequest,
     ModelSpec,
     Placement,
+    PlacementAlgorithm,
     Plan,
     ProfiledRequest,
     Request,
@@ -90,6 +91,10 @@ class Observer(Protocol):
         ...
 
     def on_plan(self, plan: Plan) -> None: ...
+
+    def on_note(self, note: str) -> None:
+        """A remark of the engine's for the user."""
+        ...
 
     def on_progress(self, look: Callable[[], Progress]) -> None:
         """Told after every batch; `look` says where the run stands."""
@@ -180,8 +185,7 @@ def plan_for(
     scheduler = SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
     algorithm = PLACEMENTS.build(settings.placement.name, settings.placement.options)
 
-    workload = workload_of(requests, settings.max_batch)
-    placement = algorithm.place(model, topology, workload)
+    placement = _placed(algorithm, model, topology, settings, lambda n: workload_of(requests, n))
     if problems := check_placement(placement, model, topology):
         raise PlacementError(f"{settings.placement.name} does not hold: {'; '.join(problems)}")
     rules = algorithm if isinstance(algorithm, MemoryRules) else None
@@ -196,13 +200,14 @@ def plan_deploy(settings: Settings, started: datetime) -> tuple[Placement, Model
     """Places the model for the given requests, or for an assumed workload when there are none."""
     model = load_model_spec(model_of(settings))
     topology = topology_of(settings)
-    if settings.requests:
-        workload = workload_of(profile(settings, started).requests, settings.max_batch)
-    else:
-        tokens = min(UNKNOWN_WORKLOAD_TOKENS, model.context_tokens)
-        workload = Workload(settings.max_batch, tokens, tokens)
+    requests = profile(settings, started).requests if settings.requests else []
+    tokens = min(UNKNOWN_WORKLOAD_TOKENS, model.context_tokens)
+
+    def workload(rows: int) -> Workload:
+        return workload_of(requests, rows) if requests else Workload(rows, tokens, tokens)
+
     algorithm = PLACEMENTS.build(settings.placement.name, settings.placement.options)
-    return algorithm.place(model, topology, workload), model, topology
+    return _placed(algorithm, model, topology, settings, workload), model, topology
 
 
 def run(
@@ -253,7 +258,9 @@ def run(
             write_json(directory / files.PLAN, decided)
             observer.on_plan(decided)
             with ResultSink(directory, info, journal) as sink:
-                engine = factory.start(_engine_context(settings, decided, timer, stop))
+                engine = factory.start(
+                    _engine_context(settings, decided, timer, stop, observer.on_note)
+                )
                 conduct = _conduct(settings, profiled, journal, todo, timer, stop, observer)
                 encode = encoder_of(info, profiled.profiler.tokenizer)
                 with stop.deferred():
@@ -276,6 +283,24 @@ def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, Ru
         reader = ResultReader(journal)
         rows = (latency_row(reader.result(entry)) for entry in index.entries.values())
         return info, summarise(rows, index.latest_s, goodput)
+
+
+def _placed(
+    algorithm: PlacementAlgorithm,
+    model: ModelSpec,
+    topology: Topology,
+    settings: Settings,
+    workload: Callable[[int], Workload],
+) -> Placement:
+    """The placement for as many rows as were asked for; else for as many as suit and fit."""
+    rows = settings.max_batch or default_rows(settings.engine.name)
+    while True:
+        try:
+            return algorithm.place(model, topology, workload(rows))
+        except PlacementError:
+            if settings.max_batch is not None or rows == 1:
+                raise
+            rows //= 2
 
 
 def topology_of(settings: Settings) -> Topology:
@@ -366,7 +391,9 @@ def _conduct(
     )
 
 
-def _engine_context(settings: Settings, plan: Plan, timer: RunTimer, stop: Stop) -> EngineContext:
+def _engine_context(
+    settings: Settings, plan: Plan, timer: RunTimer, stop: Stop, note: Callable[[str], None]
+) -> EngineContext:
     return EngineContext(
         model=model_of(settings),
         device_map=device_map(plan.placement, plan.model, plan.topology),
@@ -378,6 +405,7 @@ def _engine_context(settings: Settings, plan: Plan, timer: RunTimer, stop: Stop)
         loading_s=loading_s(plan.model),
         seed=settings.seed,
         stop=stop,
+        note=note,
         trust_remote_code=settings.trust_remote_code,
     )
 

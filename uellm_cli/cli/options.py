@@ -77,7 +77,13 @@ MaxTokens = Annotated[
     ),
 ]
 MaxBatch = Annotated[
-    int, typer.Option(min=1, help="The most requests that run at a time; ten is the paper's.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="The most requests that run at a time. Left out: ten, as in the paper, in static "
+        "batches, and in flight up to 64 of those that fit the devices.",
+        show_default=False,
+    ),
 ]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Take only so many requests.", show_default=False)
@@ -106,7 +112,6 @@ OutputFile = Annotated[
 
 PREDICTOR, SCHEDULER = DEFAULT_PREDICTOR, DEFAULT_SCHEDULER
 ENGINE, ALGORITHM = DEFAULT_ENGINE, DEFAULT_PLACEMENT
-MAX_BATCH = 10
 
 
 def choice(name: str, pairs: list[str] | None, **more: str | None) -> Choice:

@@ -31,7 +31,7 @@ def plan(
     algorithm: options.Algorithm = options.ALGORITHM,
     algorithm_option: options.AlgorithmOptions = None,
     max_tokens: options.MaxTokens = None,
-    max_batch: options.MaxBatch = options.MAX_BATCH,
+    max_batch: options.MaxBatch = None,
     limit: options.Limit = None,
     strict: options.Strict = False,
     output: options.OutputFile = None,

@@ -24,7 +24,7 @@ def plan_deploy(
     algorithm: options.Algorithm = options.ALGORITHM,
     algorithm_option: options.AlgorithmOptions = None,
     max_tokens: options.MaxTokens = None,
-    max_batch: options.MaxBatch = options.MAX_BATCH,
+    max_batch: options.MaxBatch = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the plan: write nothing.")
     ] = False,

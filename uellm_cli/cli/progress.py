@@ -67,6 +67,9 @@ class RunView:
         self._show.say(f"Predicted: {verdict_sentence(plan)}", facts(plan))
         self._bar.update(self._task, description="loading the model")
 
+    def on_note(self, note: str) -> None:
+        self._show.say(f"note: {note}")
+
     def on_progress(self, look: Callable[[], Progress]) -> None:
         self._look = look
         now_s = time.monotonic()

@@ -46,7 +46,7 @@ def run(
     algorithm: options.Algorithm = options.ALGORITHM,
     algorithm_option: options.AlgorithmOptions = None,
     max_tokens: options.MaxTokens = None,
-    max_batch: options.MaxBatch = options.MAX_BATCH,
+    max_batch: options.MaxBatch = None,
     limit: options.Limit = None,
     strict: options.Strict = False,
     truncate_prompt: options.TruncatePrompt = False,

@@ -16,6 +16,10 @@ def never() -> bool:
     return False
 
 
+def silent(_: str) -> None:
+    """Nobody to tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineContext:
     """What an engine is started with.
@@ -25,7 +29,7 @@ class EngineContext:
     an explicit one, a device for each module name; its GPUs are numbered as `visible_devices`
     (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them. `budget` is what the plan found room
     for: no engine goes beyond it. `stop` becomes true when the run is to end after the step in
-    flight; an engine asks it between steps.
+    flight; an engine asks it between steps. `note` takes remarks for the user.
     """
 
     model: str
@@ -38,6 +42,7 @@ class EngineContext:
     loading_s: float
     seed: int
     stop: Callable[[], bool] = never
+    note: Callable[[str], None] = silent
     trust_remote_code: bool = False
 
 
@@ -57,8 +62,19 @@ class EngineFactory(Protocol):
 ENGINES: Registry[EngineFactory] = Registry(
     "engine",
     {
+        "inflight": "uellm_cli.engines.inflight:Inflight",
         "simulated": "uellm_cli.engines.simulated:Simulated",
         "static": "uellm_cli.engines.static:Static",
     },
 )
-DEFAULT_ENGINE = "static"
+DEFAULT_ENGINE = "inflight"
+
+# Rows at a time, where nobody says how many: the paper's ten; and what keeps a CPU's matrix
+# products busy, at which a GPU's steps still take little longer than for one row.
+STATIC_ROWS = 10
+INFLIGHT_ROWS = 64
+
+
+def default_rows(engine: str) -> int:
+    """How many rows an engine is to run at a time, for planning without loading it."""
+    return INFLIGHT_ROWS if engine == "inflight" else STATIC_ROWS

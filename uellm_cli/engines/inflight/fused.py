@@ -1,0 +1,150 @@
+"""Decoder layers in nine calls instead of forty, where they are of the kind most models have.
+
+The kind is Llama's: norm, one product for query, key and value, rotary positions, attention, norm,
+a gated MLP, each half added to what it was given. What a layer looks like says little of what it
+computes (a model may scale its residual, or rotate by another rule): so this only proposes, and
+`rewrite.py` tries before it believes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from uellm_cli.engines.inflight.attention import PackedAttention
+from uellm_cli.engines.inflight.linears import Packing
+from uellm_cli.engines.inflight.native import Kernels
+from uellm_cli.engines.inflight.native_attention import DTYPES, NativeAttention
+
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def looks_like_llama(layer: Any) -> bool:
+    """Whether a decoder layer has a Llama layer's parts, each of a kind that is known here."""
+    if _children(layer) != _LAYER:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    if _children(attention) not in (_ATTENTION, _ATTENTION | _HEAD_NORMS):
+        return False
+    if _children(mlp) != _MLP or not isinstance(mlp.act_fn, nn.SiLU | _silu()):
+        return False
+    linears = [getattr(attention, name) for name in sorted(_ATTENTION)]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [getattr(attention, name) for name in sorted(_HEAD_NORMS & _children(attention))]
+    return (
+        all(type(linear) is nn.Linear for linear in linears)
+        and all(hasattr(norm, "weight") and hasattr(norm, "variance_epsilon") for norm in norms)
+        and layer.input_layernorm.weight.dtype in DTYPES
+        and all(part.weight.device.type == "cpu" for part in (*linears, *norms))
+    )
+
+
+class FusedNorm(nn.Module):
+    """An RMS norm in one call."""
+
+    def __init__(self, norm: Any, kernels: Kernels) -> None:
+        super().__init__()
+        self.weight = norm.weight.detach()
+        self.epsilon = float(norm.variance_epsilon)
+        self._kernels = kernels
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._kernels.rms_norm(rows.contiguous(), self.weight, self.epsilon)
+
+    def of_sum(self, rows: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Adds `rows` to `residual`, in place, and gives the norm of that."""
+        return self._kernels.add_rms_norm(rows, residual, self.weight, self.epsilon)
+
+
+class FusedLayer(nn.Module):
+    """A layer that `looks_like_llama`, over the cache of `attention`."""
+
+    def __init__(
+        self,
+        layer: Any,
+        attention: PackedAttention,
+        backend: NativeAttention,
+        packing: Packing,
+    ) -> None:
+        super().__init__()
+        own, mlp, kernels = layer.self_attn, layer.mlp, backend.kernels
+        self._attention = attention
+        self._backend = backend
+        self._kernels = kernels
+        self.index = int(own.layer_idx)
+        self.input_norm = FusedNorm(layer.input_layernorm, kernels)
+        self.mlp_norm = FusedNorm(layer.post_attention_layernorm, kernels)
+        self.query_norm = FusedNorm(own.q_norm, kernels) if hasattr(own, "q_norm") else None
+        self.key_norm = FusedNorm(own.k_norm, kernels) if hasattr(own, "k_norm") else None
+        self.query_key_value = joined([own.q_proj, own.k_proj, own.v_proj], packing)
+        self.output = joined([own.o_proj], packing)
+        self.gate_up = joined([mlp.gate_proj, mlp.up_proj], packing)
+        self.down = joined([mlp.down_proj], packing)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *_: Any,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **__: Any,
+    ) -> torch.Tensor:
+        """[1, tokens, hidden]; what it is given is changed."""
+        hidden = hidden_states[0]
+        attended = self._attend(self.input_norm(hidden), *position_embeddings)
+        rows = self.mlp_norm.of_sum(self.output(attended), hidden)
+        hidden += self.down(self._kernels.silu_mul(self.gate_up(rows)))
+        return hidden_states
+
+    def _attend(self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        layer, cache, group = self._attention.layers[self.index]
+        prepared = self._backend.prepared(group, self._attention.step)
+        size, query_heads, kv_heads = layer.key_size, layer.query_heads, layer.kv_heads
+        heads = self.query_key_value(rows).view(len(rows), -1, size)
+        query, key, value = heads.split([query_heads, kv_heads, kv_heads], dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        self._kernels.rope_store(
+            query, key, value, cos[0], sin[0], cache.keys, cache.values, prepared.slots
+        )
+        return self._backend.attended(layer, cache, prepared, query).view(len(rows), -1)
+
+
+def joined(linears: list[Any], packing: Packing) -> nn.Module:
+    """One layer that computes several of the same input, their outputs one after the other."""
+    weight, bias = linears[0].weight.detach(), linears[0].bias
+    if len(linears) > 1:
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        if any(linear.bias is not None for linear in linears):
+            bias = torch.cat([_bias(linear) for linear in linears])
+    packed = packing.linear(weight, bias)
+    if packed is not None:
+        return packed
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return plain
+
+
+def _bias(linear: Any) -> torch.Tensor:
+    if linear.bias is not None:
+        bias: torch.Tensor = linear.bias.detach()
+        return bias
+    return torch.zeros(linear.out_features, dtype=linear.weight.dtype)
+
+
+def _children(module: Any) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _silu() -> type[nn.Module]:
+    from transformers.activations import SiLUActivation
+
+    kind: type[nn.Module] = SiLUActivation
+    return kind

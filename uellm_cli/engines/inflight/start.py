@@ -1,0 +1,116 @@
+"""From options and a context to a running engine: load, look, choose the parts, try them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from uellm_cli.engines import EngineContext
+from uellm_cli.engines.inflight import Inflight
+from uellm_cli.engines.inflight.attention import AttentionBackend, PackedAttention
+from uellm_cli.engines.inflight.cache import (
+    KvCache,
+    LayerGroup,
+    blocks,
+    page_counts,
+)
+from uellm_cli.engines.inflight.check import Trial, texts
+from uellm_cli.engines.inflight.engine import InflightEngine
+from uellm_cli.engines.inflight.flights import Flights, Limits
+from uellm_cli.engines.inflight.layers import AttentionLayer
+from uellm_cli.engines.inflight.native import load as load_kernels
+from uellm_cli.engines.inflight.native_attention import DTYPES, NativeAttention
+from uellm_cli.engines.inflight.packed import PackedModel
+from uellm_cli.engines.inflight.rewrite import Spoiled, faster
+from uellm_cli.engines.inflight.torch_attention import TorchAttention
+from uellm_cli.engines.inflight.unsupported import Unsupported
+from uellm_cli.engines.loaded import LoadedModel
+from uellm_cli.engines.loading import check_dtype, load
+from uellm_cli.engines.static import StaticEngine
+from uellm_cli.errors import EngineError
+from uellm_cli.types import Engine
+
+# Enough for a CPU's matrix products to be at their best, and few enough that a step is soon over.
+CPU_STEP_TOKENS = 512
+GPU_STEP_TOKENS = 8192
+
+# What a model raises that is handed something it was not written for.
+_NOT_MADE_FOR_IT = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+
+
+def start(options: Inflight, context: EngineContext) -> Engine:
+    """An engine for the context's model; the static one where that cannot be served in flight."""
+    check_dtype(options.dtype)
+    loaded = load(context, options.dtype)
+    own_attention = loaded.model.config._attn_implementation
+    try:
+        return _inflight(options, context, loaded, whole_layers=True)
+    except Spoiled:
+        return _inflight(options, context, load(context, options.dtype), whole_layers=False)
+    except Unsupported as reason:
+        loaded.model.set_attn_implementation(own_attention)
+        context.note(
+            f"{context.model} runs in static batches, as --engine static does, since {reason}"
+        )
+        return StaticEngine(context, loaded)
+
+
+def _inflight(
+    options: Inflight, context: EngineContext, loaded: LoadedModel, whole_layers: bool
+) -> InflightEngine:
+    model = loaded.model
+    try:
+        trial = Trial.of(model, texts(model, loaded.eos_ids), options.page_tokens)
+        attention = PackedAttention(trial.layers, _backend(options, trial.layers))
+        off = trial.differs(attention)
+    except _NOT_MADE_FOR_IT as error:
+        raise Unsupported(f"it cannot compute several texts at once ({error})") from error
+    if off is not None:
+        raise Unsupported(f"it computes something else when it computes several at once: {off}")
+    if model.device.type == "cpu":
+        faster(model, attention, trial, whole_layers)
+    limits = _limits(options, context, model.device)
+    cache = _cache(options, context, model, trial.groups, limits)
+    packed = PackedModel(model, attention, cache)
+    flights = Flights(
+        trial.groups, cache.pools, options.page_tokens, limits, options.share_prefixes
+    )
+    return InflightEngine(context, loaded, packed, flights)
+
+
+def _backend(options: Inflight, layers: Sequence[AttentionLayer]) -> AttentionBackend:
+    """The compiled kernels where there are any for these layers, else torch."""
+    fits = all(layer.device.type == "cpu" and layer.dtype in DTYPES for layer in layers)
+    kernels = load_kernels() if fits and options.kernels == "auto" else None
+    return TorchAttention(options.page_tokens) if kernels is None else NativeAttention(kernels)
+
+
+def _limits(options: Inflight, context: EngineContext, device: torch.device) -> Limits:
+    wanted = options.step_tokens or (CPU_STEP_TOKENS if device.type == "cpu" else GPU_STEP_TOKENS)
+    budget = context.budget
+    return Limits(budget.max_sequences, min(wanted, budget.prefill_tokens))
+
+
+def _cache(
+    options: Inflight,
+    context: EngineContext,
+    model: Any,
+    groups: Sequence[LayerGroup],
+    limits: Limits,
+) -> KvCache:
+    """As many pages as the budget allows, but none that could never be used."""
+    size = options.page_tokens
+    counts = page_counts(groups, size, context.budget.kv_bytes, limits.rows, limits.step_tokens)
+    if min(counts) < 1:
+        page_bytes = sum(group.bytes_per_token for group in groups) * size
+        raise EngineError(
+            f"the budget leaves {context.budget.kv_bytes} bytes for the KV cache, of which "
+            f"{size} tokens alone take {page_bytes}; use more devices, or a smaller page_tokens"
+        )
+    context_tokens = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context_tokens:
+        most = limits.rows * blocks(context_tokens, size)
+        counts = [min(count, most) for count in counts]
+    return KvCache(groups, size, counts)

@@ -1,0 +1,89 @@
+"""One forward pass: the tokens of all rows in a line, and where their keys and values are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uellm_cli.engines.inflight.cache import blocks
+from uellm_cli.engines.inflight.flights import Chunk, Flights
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStep:
+    """What a step is for one group of layers.
+
+    `tables` [rows, blocks] are the pages of each row's blocks; those of blocks that the group's
+    window is past are any page. `slots` [tokens] say where each token's keys and values go: its
+    page times the tokens of a page, plus its place in the page.
+    """
+
+    tables: NDArray[np.int32]
+    slots: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Step:
+    """Rows, one behind the other: first those that compute one token, `decode_rows` of them.
+
+    `token_ids` and `positions` are [1, tokens]; row r has the tokens from `starts[r]` to
+    `starts[r + 1]`, which are the last of its `lengths[r]` tokens. `drawn_at` are the places of the
+    tokens that are followed by a drawn one. `prepared` is for what an attention backend computes
+    once a step.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    drawn_at: torch.Tensor
+    starts: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    decode_rows: int
+    groups: tuple[GroupStep, ...]
+    prepared: dict[object, object] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+
+def build_step(chunks: Sequence[Chunk], flights: Flights, device: torch.device) -> Step:
+    """The forward pass that computes `chunks`, of which those of one token come first."""
+    size = flights.page_tokens
+    decode_rows = next((i for i, chunk in enumerate(chunks) if chunk.tokens != 1), len(chunks))
+    ids: list[int] = []
+    counts = np.empty(len(chunks), dtype=np.int64)
+    done = np.empty(len(chunks), dtype=np.int64)
+    seats = [chunk.flight.seat for chunk in chunks]
+    for i, chunk in enumerate(chunks):
+        flight = chunk.flight
+        counts[i], done[i] = chunk.tokens, flight.computed
+        if chunk.tokens == 1:
+            ids.append(flight.tokens[flight.computed])
+        else:
+            ids += flight.tokens[flight.computed : flight.computed + chunk.tokens]
+    starts = np.zeros(len(chunks) + 1, dtype=np.int32)
+    np.cumsum(counts, out=starts[1:])
+    lengths = done + counts
+    # Each token's row, and its position: how many of its row come before it.
+    rows = np.repeat(np.arange(len(chunks)), counts)
+    positions = np.arange(len(ids)) - starts[rows] + done[rows]
+    width = blocks(int(lengths.max()), size)
+    groups = []
+    for table in flights.tables:
+        tables = table[np.array(seats, dtype=np.int64), :width]
+        slots = tables[rows, positions // size].astype(np.int64) * size + positions % size
+        groups.append(GroupStep(tables, slots))
+    draws = [i for i, chunk in enumerate(chunks) if chunk.draws]
+    return Step(
+        token_ids=torch.tensor([ids], device=device),
+        positions=torch.from_numpy(positions)[None].to(device),
+        drawn_at=torch.from_numpy(starts[1:][draws].astype(np.int64) - 1).to(device),
+        starts=starts,
+        lengths=lengths.astype(np.int32),
+        decode_rows=decode_rows,
+        groups=tuple(groups),
+    )
