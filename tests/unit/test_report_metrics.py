@@ -169,7 +169,7 @@ def test_equally_late_answers_are_named_by_id_whatever_their_order() -> None:
 def test_figures_of_a_run_without_answers_are_null_and_not_nan(rows: list[LatencyRow]) -> None:
     document = report_document(summarise(rows, 3.0))
     latency_keys = [key for key in document if key.endswith("_ms")]
-    assert len(latency_keys) == 16
+    assert len(latency_keys) == 20
     assert all(document[key] is None for key in latency_keys)
     assert document["predictions"] is None
     assert document["request_throughput"] == 0.0
@@ -205,7 +205,15 @@ def test_the_document_has_the_names_and_milliseconds_of_vllm() -> None:
         "blame": {"queued": 1},
     }
     assert {key: document[key] for key in expected} == expected
-    assert not any("itl" in key for key in document)
+    assert document["median_itl_ms"] is None
+
+
+def test_inter_token_latencies_are_of_all_tokens_of_all_answers() -> None:
+    rows = [replace(ROW, itl_s=(0.1, 0.3)), replace(LATE, itl_s=(0.2,)), ROW]
+    document = report_document(summarise(rows, 4.0))
+    assert document["mean_itl_ms"] == pytest.approx(200)
+    assert document["median_itl_ms"] == pytest.approx(200)
+    assert document["p99_itl_ms"] == pytest.approx(298)
 
 
 def test_the_document_names_each_class_and_miss() -> None:

@@ -33,6 +33,7 @@ ANSWERED = LatencyRow(
     kv_bytes=2**40,
     finish_reason=FinishReason.LENGTH,
     error=None,
+    itl_s=(0.125, 0.25, 0.0),
 )
 FAILED = LatencyRow(
     custom_id="b",

@@ -1,4 +1,4 @@
-"""Why a promise was broken, where batches run to their longest member.
+"""Why a promise was broken.
 
 The first cause that holds is named, from the least to the most avoidable:
 
@@ -7,7 +7,8 @@ The first cause that holds is named, from the least to the most avoidable:
 3. `infeasible`: alone on the machine from the start it would have been late too.
 4. `straggler`: its own last token was in time, the longest member of its batch was not.
 5. `mispredicted`: it ran past its predicted p90, and would have been in time at that length.
-6. `queued`: everything else. It waited behind others or shared the device with them.
+6. `preempted`: it lost its memory to others on the way, and was computed again.
+7. `queued`: everything else. It waited behind others or shared the device with them.
 
 Not told apart here: how much of a wait came from loading and how much from other requests.
 """
@@ -45,7 +46,7 @@ def blame_for(result: Result, alone_s: float | None) -> Blame:
         return Blame.STRAGGLER
     if _late_by_its_length(result, timing):
         return Blame.MISPREDICTED
-    return Blame.QUEUED
+    return Blame.PREEMPTED if timing.preemptions else Blame.QUEUED
 
 
 def _failure_blame(failure: Failure) -> Blame:

@@ -119,6 +119,7 @@ def _latencies(latencies: Latencies) -> Table:
         ("Queue", latencies.queue),
         ("TTFT", latencies.ttft),
         ("TPOT", latencies.tpot),
+        ("ITL", latencies.itl),
         ("E2E", latencies.e2e),
     ):
         unit, cells = _summary_cells(summary)

@@ -2,7 +2,7 @@
 
 Top-level names are those that `vllm bench serve` saves, so that its comparison scripts read ours;
 times there are in milliseconds (`_ms`), in everything that vllm does not have in seconds (`_s`).
-A figure that does not exist is null. `*_itl_ms` are left out: see `metrics`.
+A figure that does not exist is null.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def report_document(report: RunReport) -> Document:
         "request_goodput": totals.request_goodput,
         **_milliseconds("ttft", latencies.ttft),
         **_milliseconds("tpot", latencies.tpot),
+        **_milliseconds("itl", latencies.itl),
         **_milliseconds("e2el", latencies.e2e),
         **_milliseconds("queue", latencies.queue),
         "slo_requests": report.slo.promised,

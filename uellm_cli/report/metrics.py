@@ -5,8 +5,8 @@ Names and definitions are those of `vllm bench serve` (vllm/benchmarks/serve.py,
 percentile is numpy's, linear between the two nearest values. Where there is nothing to compute a
 figure from it is None, never NaN.
 
-There is no inter-token latency (ITL): a row keeps the moments of the first and the last token, not
-of those between, and TPOT is already their mean.
+Inter-token latencies (ITL) are of all tokens of all answers, where the engine tells them; TPOT is
+one figure a request.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Latencies:
     queue: LatencySummary | None
     ttft: LatencySummary | None
     tpot: LatencySummary | None
+    itl: LatencySummary | None
     e2e: LatencySummary | None
 
 
@@ -141,14 +142,17 @@ def summarise(
 
 
 class _Spread:
-    """Latencies in seconds, eight bytes each."""
+    """Latencies in seconds, as numbers of eight bytes each, or of `typecode`."""
 
-    def __init__(self) -> None:
-        self._known = array("d")
+    def __init__(self, typecode: str = "d") -> None:
+        self._known: array[float] = array(typecode)
 
     def add(self, latency_s: float | None) -> None:
         if latency_s is not None:
             self._known.append(latency_s)
+
+    def add_all(self, latencies_s: Iterable[float]) -> None:
+        self._known.extend(latencies_s)
 
     def summary(self) -> LatencySummary | None:
         import numpy as np
@@ -225,6 +229,7 @@ class _Tally:
         self._failures: Counter[str] = Counter()
         self._blame: Counter[Blame] = Counter()
         self._queue, self._ttft, self._tpot, self._e2e = (_Spread() for _ in range(4))
+        self._itl = _Spread("f")  # one for each token
         self._classes: dict[str, _ClassTally] = defaultdict(_ClassTally)
         self._predictions = _PredictionTally()
         self._worst: list[LatencyRow] = []
@@ -244,6 +249,7 @@ class _Tally:
         self._queue.add(row.queue_s)
         self._ttft.add(row.ttft_s)
         self._tpot.add(row.tpot_s)
+        self._itl.add_all(row.itl_s)
         self._e2e.add(row.e2e_s)
         self._predictions.add(row)
 
@@ -256,6 +262,7 @@ class _Tally:
                 queue=self._queue.summary(),
                 ttft=self._ttft.summary(),
                 tpot=self._tpot.summary(),
+                itl=self._itl.summary(),
                 e2e=self._e2e.summary(),
             ),
             slo=slo,

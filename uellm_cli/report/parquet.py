@@ -60,6 +60,7 @@ def _rows(table: pa.Table) -> Iterator[LatencyRow]:
     for row in table.to_pylist():
         reason = row["finish_reason"]
         row["blame"] = Blame(row["blame"])
+        row["itl_s"] = tuple(row["itl_s"])
         row["finish_reason"] = None if reason is None else FinishReason(reason)
         yield LatencyRow(**row)
 
@@ -87,5 +88,7 @@ def _schema() -> pa.Schema:
             pa.field("kv_bytes", pa.int64(), nullable=False),
             pa.field("finish_reason", pa.string()),
             pa.field("error", pa.string()),
+            # Milliseconds to seven digits; twice as many bytes would be most of the file.
+            pa.field("itl_s", pa.list_(pa.float32()), nullable=False),
         ]
     )

@@ -17,7 +17,8 @@ class LatencyRow(msgspec.Struct, frozen=True, gc=False):
 
     A failed request has no latencies, even where some of its moments are known, so that no figure
     mixes answers with failures. `met` is None for a request without any promise; `error` is the
-    failure's code.
+    failure's code. `itl_s` are the inter-token latencies: the time between each two tokens, where
+    the engine tells it.
     """
 
     custom_id: str
@@ -38,6 +39,7 @@ class LatencyRow(msgspec.Struct, frozen=True, gc=False):
     kv_bytes: int
     finish_reason: FinishReason | None
     error: str | None
+    itl_s: tuple[float, ...] = ()
 
     @property
     def late_s(self) -> float | None:
@@ -86,6 +88,7 @@ def latency_row(result: Result) -> LatencyRow:
         kv_bytes=result.kv_bytes,
         finish_reason=result.finish_reason,
         error=result.failure.code if result.failure else None,
+        itl_s=result.timing.gaps_s if latency and result.timing else (),
     )
 
 

@@ -19,6 +19,7 @@ from uellm_cli.engines.inflight.flights import Chunk, Flight, Flights, Limits
 from uellm_cli.engines.inflight.layers import AttentionLayer, observe_layers
 from uellm_cli.engines.inflight.packed import PackedModel
 from uellm_cli.engines.inflight.step import build_step
+from uellm_cli.engines.inflight.unsupported import Unsupported
 from uellm_cli.engines.jobs import Job
 from uellm_cli.engines.rows import Row
 from uellm_cli.engines.sampling import RowSampling
@@ -60,6 +61,21 @@ class Trial:
         return differs(
             self.model, attention, self.groups, self.page_tokens, self.tokens, self.alone
         )
+
+
+def refuse_what_shows_late(config: Any) -> None:
+    """Raises Unsupported for what a model of this config does only in texts longer than a trial's.
+
+    Rotary positions whose frequencies depend on the longest text of a forward pass are not each
+    row's own; and attention in chunks is done by a mask, which a packed pass has not.
+    """
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
+        kind = rope.get("rope_type")
+        if kind in ("dynamic", "longrope"):
+            raise Unsupported(f"its {kind} positions depend on the longest text computed")
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise Unsupported("its attention goes by chunks")
 
 
 def texts(model: Any, eos_ids: frozenset[int]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from uellm_cli.engines.inflight.cache import (
     blocks,
     page_counts,
 )
-from uellm_cli.engines.inflight.check import Trial, texts
+from uellm_cli.engines.inflight.check import Trial, refuse_what_shows_late, texts
 from uellm_cli.engines.inflight.engine import InflightEngine
 from uellm_cli.engines.inflight.flights import Flights, Limits
 from uellm_cli.engines.inflight.layers import AttentionLayer
@@ -61,6 +61,7 @@ def _inflight(
     options: Inflight, context: EngineContext, loaded: LoadedModel, whole_layers: bool
 ) -> InflightEngine:
     model = loaded.model
+    refuse_what_shows_late(model.config.get_text_config())
     try:
         trial = Trial.of(model, texts(model, loaded.eos_ids), options.page_tokens)
         attention = PackedAttention(trial.layers, _backend(options, trial.layers))
