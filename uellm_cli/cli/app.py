@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
+from uellm_cli.cli.bench import bench
 from uellm_cli.cli.output import error_line
 from uellm_cli.cli.plan import plan
 from uellm_cli.cli.plan_deploy import plan_deploy
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (profile, plan, plan_deploy, run, report, topology, version):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

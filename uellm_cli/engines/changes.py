@@ -73,7 +73,8 @@ class ScoreChanges:
         self.is_penalized = self.penalties != (1, 0, 0)
         self.bias_ids = np.array([token for token, _ in asked.logit_bias], np.int64)
         self.bias = np.array([bias for _, bias in asked.logit_bias], np.float32)
-        self.min_tokens = asked.min_tokens
+        # Nothing is put off where nothing ends an answer.
+        self.min_tokens = asked.min_tokens if end_ids else 0
         self.end_ids = np.array(sorted(end_ids), np.int64)
         self._counts: TokenCounts | None = None
         self._is_checked = False
