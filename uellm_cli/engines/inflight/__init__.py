@@ -24,7 +24,9 @@ class Inflight:
     `page_tokens` tokens of KV cache are given at a time. A step computes up to `step_tokens` tokens
     (0: what suits the device), so that long prompts do not hold up the rows that decode.
     `share_prefixes` computes what requests begin with alike once. `kernels` are compiled where a
-    compiler is found ("auto"), or torch's own ("torch").
+    compiler is found ("auto"), or torch's own ("torch"). On GPUs, steps that only decode are
+    replayed as CUDA `graphs`, and with `lookahead` a step begins before the host knows the tokens
+    of the one before.
     """
 
     in_virtual_time: ClassVar[bool] = False
@@ -33,6 +35,8 @@ class Inflight:
     step_tokens: int = 0
     share_prefixes: bool = True
     kernels: str = "auto"
+    graphs: bool = True
+    lookahead: bool = True
 
     def __post_init__(self) -> None:
         if self.page_tokens < 1:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from uellm_cli.engines.inflight.attention import PackedAttention
@@ -123,7 +124,8 @@ def differs(
         chunks = [Chunk(flight, n) for flight, n in zip(rows, counts, strict=True)]
         chunks.sort(key=lambda chunk: chunk.tokens)
         step = build_step(chunks, flights, model.device)
-        step.drawn_at = torch.from_numpy(step.starts[1:].astype("int64") - 1).to(model.device)
+        step.drawing = np.arange(step.rows)
+        step.drawn_at = torch.from_numpy(step.starts[1:].astype(np.int64) - 1).to(model.device)
         drawn = packed.logits(step).float()
         flights.advance(chunks)
         for chunk, scores in zip(chunks, drawn, strict=True):

@@ -1,55 +1,99 @@
-"""The loop: chunks of rows are computed, each row that is whole draws a token, ended ones leave."""
+"""The loop: chunks of rows are computed, each row that is whole draws a token, ended ones leave.
+
+With `lookahead` a step begins before the tokens of the one before are known: a GPU that waits for
+nobody has the next step when this one is over. What it computes for rows that turn out to have
+ended is dropped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import torch
 
 from uellm_cli.engines import EngineContext
 from uellm_cli.engines.answers import AnswerMaker
+from uellm_cli.engines.inflight.cuda_lookahead import PlainDraw
 from uellm_cli.engines.inflight.flights import Chunk, Flight, Flights, still_expected
-from uellm_cli.engines.inflight.packed import PackedModel
-from uellm_cli.engines.inflight.step import build_step
+from uellm_cli.engines.inflight.packed import StepModel
+from uellm_cli.engines.inflight.step import build_step, unread
 from uellm_cli.engines.jobs import Job, JobMaker, failure_of
 from uellm_cli.engines.loaded import LoadedModel
 from uellm_cli.engines.memory import is_out_of_memory
-from uellm_cli.engines.scores import choose
+from uellm_cli.engines.scores import FindLargest, choose, find_largest
 from uellm_cli.types import Completion, EngineBatch, Failure, RequestTiming
 
 # What one step computes at least, however little memory there seems to be.
 FEWEST_STEP_TOKENS = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step that is computed, or will be: the rows that draw in it, and the tokens they draw.
+
+    Each of them has its token at its place of `places` in all its tokens.
+    """
+
+    drawing: list[Flight]
+    places: list[int]
+    drawn: PlainDraw | list[int | None]
+
+    @property
+    def is_known(self) -> bool:
+        return isinstance(self.drawn, list)
+
+
 class InflightEngine:
     """Rows enter as others leave; the schedule's order decides who is next."""
 
     def __init__(
-        self, context: EngineContext, loaded: LoadedModel, packed: PackedModel, flights: Flights
+        self,
+        context: EngineContext,
+        loaded: LoadedModel,
+        packed: StepModel,
+        flights: Flights,
+        lookahead: bool = False,
+        find: FindLargest = find_largest,
     ) -> None:
         self.context = context
         self.loaded = loaded
         self.packed = packed
         self.flights = flights
+        self.lookahead = lookahead
+        self._find = find
         self._jobs = JobMaker(loaded, context.seed)
         self._answers = AnswerMaker(loaded)
         self._orders = count()
 
     def run(self, batches: Iterator[EngineBatch]) -> Iterator[Completion]:
+        try:
+            yield from self._steps(batches)
+        finally:
+            self.flights.clear()  # of a run that was stopped, or left half way
+
+    def _steps(self, batches: Iterator[EngineBatch]) -> Iterator[Completion]:
+        before: Launched | None = None  # the step whose tokens are not known yet
         while not self.context.stop():
             yield from self._pull(batches)
-            if not self.flights.waiting and not self.flights.running:
-                return
             chunks = self.flights.next_chunks()
-            if not chunks:
+            step = self._launched(chunks, before) if chunks else None
+            if before is not None:
+                yield from self._taken(before)
+            elif step is None:
+                if not self.flights.running:
+                    return
                 yield from self._fail([self.flights.running[0].job], _no_room())
-                continue
-            tokens = self._computed(chunks)
-            if isinstance(tokens, Exception):
-                yield from self._broken(chunks, tokens)
+            before = None
+            if isinstance(step, Exception):
+                yield from self._broken(chunks, step)
+            elif step is not None and step.is_known:
+                yield from self._taken(step)
             else:
-                yield from self._taken(chunks, tokens)
+                before = step
+        if before is not None:
+            yield from self._taken(before)
 
     def _pull(self, batches: Iterator[EngineBatch]) -> Iterator[Completion]:
         """Takes work while there are seats for it; what cannot be run comes back at once."""
@@ -73,33 +117,55 @@ class InflightEngine:
 
     # --- One step ------------------------------------------------------------------------------
 
-    def _computed(self, chunks: Sequence[Chunk]) -> list[int | None] | Exception:
-        """The token that each row draws that draws in this step; or what broke the step."""
+    def _launched(self, chunks: Sequence[Chunk], before: Launched | None) -> Launched | Exception:
+        """The step that computes `chunks`; or what broke it.
+
+        Tokens of the step `before` may be on the device only.
+        """
         now_s = self._now_s()
         for chunk in chunks:
             if chunk.flight.prefill_s is None:
                 chunk.flight.prefill_s = now_s
-        rows = [chunk.flight.row for chunk in chunks if chunk.draws]
+        drawing = [chunk.flight for chunk in chunks if chunk.draws]
+        rows = [flight.row for flight in drawing]
+        ahead = self.lookahead and all(row.is_plain for row in rows)
+        known = before.drawn.tokens if before and isinstance(before.drawn, PlainDraw) else None
+        drawn: PlainDraw | list[int | None] = []
         try:
             with torch.inference_mode():
-                step = build_step(chunks, self.flights, self.loaded.model.device)
+                step = build_step(chunks, self.flights, self.loaded.model.device, known)
                 logits = self.packed.logits(step)
-                return choose(rows, logits) if rows else []
+                if rows:
+                    drawn = PlainDraw(rows, logits) if ahead else choose(rows, logits, self._find)
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
             # Its traceback holds all that the step had in memory.
             return error.with_traceback(None)
-
-    def _taken(self, chunks: Sequence[Chunk], tokens: Sequence[int | None]) -> Iterator[Completion]:
-        now_s = self._now_s()
-        drawing = [chunk.flight for chunk in chunks if chunk.draws]
         self.flights.advance(chunks)
+        launched = Launched(drawing, [len(flight.tokens) for flight in drawing], drawn)
+        if not launched.is_known:
+            self._look_ahead(drawing)
+        return launched
+
+    def _look_ahead(self, drawing: Sequence[Flight]) -> None:
+        """The next step computes what these rows draw now, but for those that will have ended."""
+        for place, flight in enumerate(drawing):
+            made = len(flight.tokens) + 1 - flight.prompt_tokens
+            if made < flight.row.request.max_tokens:
+                flight.tokens.append(unread(place))
+
+    def _taken(self, step: Launched) -> Iterator[Completion]:
+        """Waits for the tokens of a step, and gives each row its own."""
+        tokens = step.drawn if isinstance(step.drawn, list) else self._read(step.drawn)
+        now_s = self._now_s()
         ended: list[Flight] = []
         decode = self.loaded.decode
-        for flight, token in zip(drawing, tokens, strict=True):
+        for flight, place, token in zip(step.drawing, step.places, tokens, strict=True):
+            if _is_over(flight):
+                continue  # it was when this step began, which was not known then
             if token is None:
                 ended.append(flight)
                 continue
-            flight.tokens.append(token)
+            flight.tokens[place : place + 1] = [token]
             flight.row.take(token, now_s, decode)
             made = len(flight.row.tokens)
             if made == 1:
@@ -114,15 +180,26 @@ class InflightEngine:
         for flight in ended:
             yield from self._ended(flight, now_s)
 
+    def _read(self, drawn: PlainDraw) -> list[int | None]:
+        try:
+            return drawn.read()
+        except RuntimeError:
+            self.loaded.release_memory()  # says so where the device is broken for good
+            raise
+
     def _ended(self, flight: Flight, now_s: float) -> Iterator[Completion]:
         job, row = flight.job, flight.row
-        if flight.seat is None:
-            return  # its job failed with another of its answers in this very step
+        if job.failure is not None:
+            return  # it failed with another of its answers in this very step
         if row.failure is not None:
-            self._clear(flight)
+            if row.failure.code == "engine_error":
+                self._clear(job)
             yield from self._fail([job], row.failure)
             return
-        self.flights.remove(flight)
+        if flight.seat is None:
+            self.flights.waiting.remove(flight)  # it had to make room before its end was known
+        else:
+            self.flights.remove(flight)
         timing = RequestTiming(
             prefill_s=now_s if flight.prefill_s is None else flight.prefill_s,
             first_token_s=flight.first_token_s,
@@ -144,11 +221,17 @@ class InflightEngine:
             self.flights.discard(job)
             yield job.completion()
 
-    def _clear(self, flight: Flight) -> None:
-        """Overwrites a row's own keys and values: numbers that are none would spread to others."""
+    def _clear(self, job: Job) -> None:
+        """Overwrites keys and values that only a job's rows hold, and lets these go.
+
+        Numbers that are none would spread to whoever has their pages next.
+        """
         self.flights.prefixes.clear()
-        for group, page in self.flights.own_pages(flight):
-            self.packed.cache.clear_page(group, page)
+        for flight in [flight for flight in self.flights.running if flight.job is job]:
+            for group, page in self.flights.own_pages(flight):
+                self.packed.cache.clear_page(group, page)
+            # Before the next one: what rows of the job share is the last one's own.
+            self.flights.remove(flight)
 
     def _broken(self, chunks: Sequence[Chunk], error: Exception) -> Iterator[Completion]:
         """Makes the next steps smaller where memory was short, else looks for the culprit alone."""
@@ -156,12 +239,16 @@ class InflightEngine:
         self.flights.prefixes.clear()  # pages of this step may be in it, and are not computed
         flights, limits = self.flights, self.flights.limits
         tokens = sum(chunk.tokens for chunk in chunks)
-        rows = [chunk.flight for chunk in chunks]
-        if is_out_of_memory(error) and (len(rows) > 1 or tokens > FEWEST_STEP_TOKENS):
+        for chunk in chunks:
+            row = chunk.flight.row
+            del row.scores[len(row.tokens) :]  # of tokens that it chose and was never given
+        # Others have ended in the step before, which was not known when this one began.
+        rows = [chunk.flight for chunk in chunks if chunk.flight.seat is not None]
+        if is_out_of_memory(error) and (len(chunks) > 1 or tokens > FEWEST_STEP_TOKENS):
             limits.step_tokens = max(FEWEST_STEP_TOKENS, tokens // 2)
             limits.rows = max(1, len(flights.running) // 2)
-        elif len(rows) == 1:
-            yield from self._fail([rows[0].job], failure_of(error))
+        elif len(chunks) == 1:
+            yield from self._fail([flight.job for flight in rows], failure_of(error))
             for flight in (*flights.running, *flights.waiting):
                 flight.breakdowns = 0
             return
@@ -173,6 +260,11 @@ class InflightEngine:
 
     def _now_s(self) -> float:
         return self.context.clock.now_s() - self.context.started_s
+
+
+def _is_over(flight: Flight) -> bool:
+    """Whether its row has ended, or its job: one that fails in this very step is still to end."""
+    return flight.job.is_done or flight.row.end is not None
 
 
 def _no_room() -> Failure:

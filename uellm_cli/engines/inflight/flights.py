@@ -194,6 +194,12 @@ class Flights:
             self.remove(flight)
         self.waiting = [f for f in self.waiting if f.job is not job]
 
+    def clear(self) -> None:
+        """Lets all rows go."""
+        while self.running:
+            self.remove(self.running[-1])
+        self.waiting.clear()
+
     def own_pages(self, flight: Flight) -> Iterator[tuple[int, int]]:
         """Group and page of what this row alone holds."""
         for number, (pages, passed) in enumerate(zip(flight.pages, flight.passed, strict=True)):

@@ -17,6 +17,7 @@ from uellm_cli.engines.inflight.attention import PackedAttention
 from uellm_cli.engines.inflight.linears import Packing
 from uellm_cli.engines.inflight.native import Kernels
 from uellm_cli.engines.inflight.native_attention import DTYPES, NativeAttention
+from uellm_cli.engines.inflight.step import Step
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -63,7 +64,11 @@ class FusedNorm(nn.Module):
 
 
 class FusedLayer(nn.Module):
-    """A layer that `looks_like_llama`, over the cache of `attention`."""
+    """A layer that `looks_like_llama`, over the cache of `attention`.
+
+    Of the last layer's output only the tokens count that are followed by a drawn one: the others
+    only leave their keys and values.
+    """
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class FusedLayer(nn.Module):
         attention: PackedAttention,
         backend: NativeAttention,
         packing: Packing,
+        is_last: bool,
     ) -> None:
         super().__init__()
         own, mlp, kernels = layer.self_attn, layer.mlp, backend.kernels
@@ -78,6 +84,7 @@ class FusedLayer(nn.Module):
         self._backend = backend
         self._kernels = kernels
         self.index = int(own.layer_idx)
+        self._is_last = is_last
         self.input_norm = FusedNorm(layer.input_layernorm, kernels)
         self.mlp_norm = FusedNorm(layer.post_attention_layernorm, kernels)
         self.query_norm = FusedNorm(own.q_norm, kernels) if hasattr(own, "q_norm") else None
@@ -96,23 +103,42 @@ class FusedLayer(nn.Module):
     ) -> torch.Tensor:
         """[1, tokens, hidden]; what it is given is changed."""
         hidden = hidden_states[0]
-        attended = self._attend(self.input_norm(hidden), *position_embeddings)
-        rows = self.mlp_norm.of_sum(self.output(attended), hidden)
-        hidden += self.down(self._kernels.silu_mul(self.gate_up(rows)))
+        step = self._attention.step
+        query = self._query(self.input_norm(hidden), step, *position_embeddings)
+        if not self._is_last or len(step.drawn_at) == len(hidden):
+            self._rest(query, hidden, step)
+        elif len(step.drawn_at):
+            kept = hidden.index_select(0, step.drawn_at)
+            self._rest(query.index_select(0, step.drawn_at), kept, step)
+            hidden.index_copy_(0, step.drawn_at, kept)
         return hidden_states
 
-    def _attend(self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _query(
+        self, rows: torch.Tensor, step: Step, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """[tokens, query heads, size]; keys and values go to the cache."""
         layer, cache, group = self._attention.layers[self.index]
-        prepared = self._backend.prepared(group, self._attention.step)
-        size, query_heads, kv_heads = layer.key_size, layer.query_heads, layer.kv_heads
-        heads = self.query_key_value(rows).view(len(rows), -1, size)
-        query, key, value = heads.split([query_heads, kv_heads, kv_heads], dim=1)
+        joint: torch.Tensor = self.query_key_value(rows)
+        heads = joint.view(len(rows), -1, layer.key_size)
+        query, key, value = torch.split(
+            heads, [layer.query_heads, layer.kv_heads, layer.kv_heads], dim=1
+        )
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        self._kernels.rope_store(
-            query, key, value, cos[0], sin[0], cache.keys, cache.values, prepared.slots
-        )
-        return self._backend.attended(layer, cache, prepared, query).view(len(rows), -1)
+        slots = self._backend.prepared(group, step).slots
+        self._kernels.rope_store(query, key, value, cos[0], sin[0], cache.keys, cache.values, slots)
+        return query
+
+    def _rest(self, query: torch.Tensor, hidden: torch.Tensor, step: Step) -> None:
+        """Attention and MLP, added to `hidden`: of all the step's tokens, or of the drawn ones."""
+        layer, cache, group = self._attention.layers[self.index]
+        if len(query) == step.token_ids.shape[1]:
+            plan = self._backend.prepared(group, step).plan
+        else:
+            plan = self._backend.plan_of_drawn(group, step)
+        attended = self._backend.attended(layer, cache, plan, query).view(len(query), -1)
+        rows = self.mlp_norm.of_sum(self.output(attended), hidden)
+        hidden += self.down(self._kernels.silu_mul(self.gate_up(rows)))
 
 
 def joined(linears: list[Any], packing: Packing) -> nn.Module:

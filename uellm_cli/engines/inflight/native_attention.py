@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from uellm_cli.engines.inflight.cache import LayerCache
 from uellm_cli.engines.inflight.layers import AttentionLayer
@@ -41,17 +43,17 @@ class NativeAttention:
         """See `AttentionBackend`."""
         prepared = self.prepared(group, step)
         self.kernels.store(key, value, cache.keys, cache.values, prepared.slots)
-        return self.attended(layer, cache, prepared, query)
+        return self.attended(layer, cache, prepared.plan, query)
 
     def attended(
-        self, layer: AttentionLayer, cache: LayerCache, prepared: Prepared, query: torch.Tensor
+        self, layer: AttentionLayer, cache: LayerCache, plan: AttendPlan, query: torch.Tensor
     ) -> torch.Tensor:
         """Attention over what is in the cache already: [tokens, query heads, value size]."""
         return self.kernels.attend(
             query,
             cache.keys,
             cache.values,
-            prepared.plan,
+            plan,
             layer.scale,
             layer.window or 0,
             layer.softcap or 0.0,
@@ -63,11 +65,18 @@ class NativeAttention:
         known = step.prepared.get(group)
         if not isinstance(known, Prepared):
             parts = step.groups[group]
-            plan = self.kernels.plan(
-                torch.from_numpy(step.starts),
-                torch.from_numpy(step.lengths),
-                torch.from_numpy(parts.tables),
-            )
+            plan = self._plan(step.starts, step.lengths, parts.tables)
             known = Prepared(plan, torch.from_numpy(parts.slots))
             step.prepared[group] = known
         return known
+
+    def plan_of_drawn(self, group: int, step: Step) -> AttendPlan:
+        """For queries of the rows that draw alone, one each: those of `drawn_at`."""
+        starts = np.arange(len(step.drawing) + 1, dtype=np.int32)
+        tables = step.groups[group].tables[step.drawing]
+        return self._plan(starts, step.lengths[step.drawing], tables)
+
+    def _plan(
+        self, starts: NDArray[np.int32], lengths: NDArray[np.int32], tables: NDArray[np.int32]
+    ) -> AttendPlan:
+        return self.kernels.plan(*map(torch.from_numpy, (starts, lengths, tables)))

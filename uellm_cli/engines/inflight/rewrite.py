@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -41,13 +42,15 @@ def fused_layers(
 ) -> Iterator[Replacement]:
     """Whole decoder layers, and the last norm, of a model like Llama."""
 
-    def layer(old: nn.Module) -> nn.Module:
-        return FusedLayer(old, attention, backend, packing)
-
     decoder = model.get_decoder()
-    for name, child in getattr(decoder, "layers", nn.ModuleList()).named_children():
+    layers = getattr(decoder, "layers", nn.ModuleList())
+    for number, child in enumerate(layers):
         if looks_like_llama(child):
-            yield Replacement(decoder.layers, name, layer)
+            is_last = number == len(layers) - 1
+            make = partial(
+                FusedLayer, attention=attention, backend=backend, packing=packing, is_last=is_last
+            )
+            yield Replacement(layers, str(number), make)
     norm = getattr(decoder, "norm", None)
     if norm is not None and hasattr(norm, "variance_epsilon"):
         yield Replacement(decoder, "norm", lambda old: FusedNorm(old, backend.kernels))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from uellm_cli.engines import EngineContext
-from uellm_cli.engines.inflight import Inflight
+from uellm_cli.engines.inflight import Inflight, cuda_start
 from uellm_cli.engines.inflight.attention import AttentionBackend, PackedAttention
 from uellm_cli.engines.inflight.cache import (
     KvCache,
@@ -17,17 +18,19 @@ from uellm_cli.engines.inflight.cache import (
     page_counts,
 )
 from uellm_cli.engines.inflight.check import Trial, refuse_what_shows_late, texts
+from uellm_cli.engines.inflight.cuda_memory import share_with_room
 from uellm_cli.engines.inflight.engine import InflightEngine
 from uellm_cli.engines.inflight.flights import Flights, Limits
 from uellm_cli.engines.inflight.layers import AttentionLayer
 from uellm_cli.engines.inflight.native import load as load_kernels
 from uellm_cli.engines.inflight.native_attention import DTYPES, NativeAttention
-from uellm_cli.engines.inflight.packed import PackedModel
+from uellm_cli.engines.inflight.packed import PackedModel, StepModel
 from uellm_cli.engines.inflight.rewrite import Spoiled, faster
 from uellm_cli.engines.inflight.torch_attention import TorchAttention
 from uellm_cli.engines.inflight.unsupported import Unsupported
 from uellm_cli.engines.loaded import LoadedModel
 from uellm_cli.engines.loading import check_dtype, load
+from uellm_cli.engines.scores import find_largest
 from uellm_cli.engines.static import StaticEngine
 from uellm_cli.errors import EngineError
 from uellm_cli.types import Engine
@@ -48,13 +51,16 @@ def start(options: Inflight, context: EngineContext) -> Engine:
     try:
         return _inflight(options, context, loaded, whole_layers=True)
     except Spoiled:
-        return _inflight(options, context, load(context, options.dtype), whole_layers=False)
+        pass  # outside of here nothing holds on to the spoiled model, which takes as much memory
     except Unsupported as reason:
         loaded.model.set_attn_implementation(own_attention)
         context.note(
             f"{context.model} runs in static batches, as --engine static does, since {reason}"
         )
         return StaticEngine(context, loaded)
+    del loaded
+    gc.collect()
+    return _inflight(options, context, load(context, options.dtype), whole_layers=False)
 
 
 def _inflight(
@@ -64,8 +70,10 @@ def _inflight(
     refuse_what_shows_late(model.config.get_text_config())
     try:
         trial = Trial.of(model, texts(model, loaded.eos_ids), options.page_tokens)
-        attention = PackedAttention(trial.layers, _backend(options, trial.layers))
-        off = trial.differs(attention)
+        attention, off = _gpu_attention(options, context, trial), None
+        if attention is None:
+            attention = PackedAttention(trial.layers, _backend(options, trial.layers))
+            off = trial.differs(attention)
     except _NOT_MADE_FOR_IT as error:
         raise Unsupported(f"it cannot compute several texts at once ({error})") from error
     if off is not None:
@@ -75,10 +83,23 @@ def _inflight(
     limits = _limits(options, context, model.device)
     cache = _cache(options, context, model, trial.groups, limits)
     packed = PackedModel(model, attention, cache)
+    steps: StepModel = cuda_start.graphed(packed, context.note) if options.graphs else packed
     flights = Flights(
         trial.groups, cache.pools, options.page_tokens, limits, options.share_prefixes
     )
-    return InflightEngine(context, loaded, packed, flights)
+    lookahead = options.lookahead and cuda_start.looks_ahead(model.device)
+    backend = attention.backend
+    find = backend.kernels.argmax if isinstance(backend, NativeAttention) else find_largest
+    return InflightEngine(context, loaded, steps, flights, lookahead, find)
+
+
+def _gpu_attention(
+    options: Inflight, context: EngineContext, trial: Trial
+) -> PackedAttention | None:
+    """Tried already; None where there is no GPU, or nothing of its own for it."""
+    if options.kernels != "auto":
+        return None
+    return cuda_start.attention(trial, options.page_tokens, context.note)
 
 
 def _backend(options: Inflight, layers: Sequence[AttentionLayer]) -> AttentionBackend:
@@ -101,7 +122,7 @@ def _cache(
     groups: Sequence[LayerGroup],
     limits: Limits,
 ) -> KvCache:
-    """As many pages as the budget allows, but none that could never be used."""
+    """As many pages as the budget allows and there is memory for, but none never to be used."""
     size = options.page_tokens
     counts = page_counts(groups, size, context.budget.kv_bytes, limits.rows, limits.step_tokens)
     if min(counts) < 1:
@@ -114,4 +135,8 @@ def _cache(
     if context_tokens:
         most = limits.rows * blocks(context_tokens, size)
         counts = [min(count, most) for count in counts]
+    share = share_with_room(groups, size, counts)
+    if share < 1:
+        context.note(f"the GPU has room for {share:.0%} of the planned KV cache only")
+        counts = [max(1, int(share * count)) for count in counts]
     return KvCache(groups, size, counts)

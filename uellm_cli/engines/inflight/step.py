@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from uellm_cli.engines.inflight.cache import blocks
+from uellm_cli.engines.inflight.cuda_uploads import upload
 from uellm_cli.engines.inflight.flights import Chunk, Flights
 
 
@@ -31,13 +32,14 @@ class Step:
     """Rows, one behind the other: first those that compute one token, `decode_rows` of them.
 
     `token_ids` and `positions` are [1, tokens]; row r has the tokens from `starts[r]` to
-    `starts[r + 1]`, which are the last of its `lengths[r]` tokens. `drawn_at` are the places of the
-    tokens that are followed by a drawn one. `prepared` is for what an attention backend computes
-    once a step.
+    `starts[r + 1]`, which are the last of its `lengths[r]` tokens. `drawing` are the rows that
+    draw, and `drawn_at` the places of their last tokens, which the drawn ones follow. `prepared` is
+    for what an attention backend computes once a step.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
+    drawing: NDArray[np.int64]
     drawn_at: torch.Tensor
     starts: NDArray[np.int32]
     lengths: NDArray[np.int32]
@@ -50,8 +52,21 @@ class Step:
         return len(self.lengths)
 
 
-def build_step(chunks: Sequence[Chunk], flights: Flights, device: torch.device) -> Step:
-    """The forward pass that computes `chunks`, of which those of one token come first."""
+def unread(place: int) -> int:
+    """What stands for a token that is not known yet: the one at `place` of those drawn last."""
+    return -1 - place
+
+
+def build_step(
+    chunks: Sequence[Chunk],
+    flights: Flights,
+    device: torch.device,
+    drawn: torch.Tensor | None = None,
+) -> Step:
+    """The forward pass that computes `chunks`, of which those of one token come first.
+
+    `drawn` are the tokens that `unread` ones stand for, on the device.
+    """
     size = flights.page_tokens
     decode_rows = next((i for i, chunk in enumerate(chunks) if chunk.tokens != 1), len(chunks))
     ids: list[int] = []
@@ -77,11 +92,18 @@ def build_step(chunks: Sequence[Chunk], flights: Flights, device: torch.device) 
         tables = table[np.array(seats, dtype=np.int64), :width]
         slots = tables[rows, positions // size].astype(np.int64) * size + positions % size
         groups.append(GroupStep(tables, slots))
-    draws = [i for i, chunk in enumerate(chunks) if chunk.draws]
+    drawing = np.array([i for i, chunk in enumerate(chunks) if chunk.draws], dtype=np.int64)
+    drawn_at = starts[drawing + 1].astype(np.int64) - 1
+    told = (np.array([ids], dtype=np.int64), positions[None], drawn_at)
+    token_ids, positions_there, drawn_at_there = upload(told, device)
+    if drawn is not None:
+        read = drawn.to(device, non_blocking=True)[(-1 - token_ids).clamp_(min=0)]
+        token_ids = torch.where(token_ids < 0, read, token_ids)
     return Step(
-        token_ids=torch.tensor([ids], device=device),
-        positions=torch.from_numpy(positions)[None].to(device),
-        drawn_at=torch.from_numpy(starts[1:][draws].astype(np.int64) - 1).to(device),
+        token_ids=token_ids,
+        positions=positions_there,
+        drawing=drawing,
+        drawn_at=drawn_at_there,
         starts=starts,
         lengths=lengths.astype(np.int32),
         decode_rows=decode_rows,
