@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -77,7 +78,8 @@ from uellm_cli.types import (
     Workload,
 )
 
-# What a placement makes room for when nothing is known of the requests.
+# What a placement makes room for when nothing is known of the requests: rows, and tokens of each.
+UNKNOWN_WORKLOAD_ROWS = 10
 UNKNOWN_WORKLOAD_TOKENS = 2048
 
 
@@ -185,7 +187,7 @@ def plan_for(
     scheduler = SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
     algorithm = PLACEMENTS.build(settings.placement.name, settings.placement.options)
 
-    placement = _placed(algorithm, model, topology, settings, lambda n: workload_of(requests, n))
+    placement = _placed(algorithm, model, topology, settings, partial(workload_of, requests))
     if problems := check_placement(placement, model, topology):
         raise PlacementError(f"{settings.placement.name} does not hold: {'; '.join(problems)}")
     rules = algorithm if isinstance(algorithm, MemoryRules) else None
@@ -200,14 +202,15 @@ def plan_deploy(settings: Settings, started: datetime) -> tuple[Placement, Model
     """Places the model for the given requests, or for an assumed workload when there are none."""
     model = load_model_spec(model_of(settings))
     topology = topology_of(settings)
-    requests = profile(settings, started).requests if settings.requests else []
-    tokens = min(UNKNOWN_WORKLOAD_TOKENS, model.context_tokens)
-
-    def workload(rows: int) -> Workload:
-        return workload_of(requests, rows) if requests else Workload(rows, tokens, tokens)
-
     algorithm = PLACEMENTS.build(settings.placement.name, settings.placement.options)
-    return _placed(algorithm, model, topology, settings, workload), model, topology
+    if settings.requests:
+        requests = profile(settings, started).requests
+        placement = _placed(algorithm, model, topology, settings, partial(workload_of, requests))
+    else:
+        tokens = min(UNKNOWN_WORKLOAD_TOKENS, model.context_tokens)
+        rows = settings.max_batch or UNKNOWN_WORKLOAD_ROWS
+        placement = algorithm.place(model, topology, Workload(rows, tokens, tokens))
+    return placement, model, topology
 
 
 def run(

@@ -32,7 +32,7 @@ KILLS = 40
 SMALL_BATCHES = ("--max-batch", 4)
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["uellm_cli.engines.static", "uellm_cli.pipeline"])
+FORKS.set_forkserver_preload(["uellm_cli.engines.inflight.start", "uellm_cli.pipeline"])
 
 
 def command(

@@ -18,10 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.builders import exactly
 from tests.unit.engine_cases import (
     HOT,
+    REAL_ENGINES,
+    RealEngine,
     answers,
     context,
+    each_engine,
     in_batches,
     model_work,
+    real_engine,
     static_engine,
     texts,
 )
@@ -42,6 +46,11 @@ from uellm_cli.types import (
 )
 
 
+@pytest.fixture(scope="module", params=REAL_ENGINES)
+def engine(request: pytest.FixtureRequest, tiny_llm: str) -> RealEngine:
+    return real_engine(request.param, tiny_llm)
+
+
 @pytest.fixture(scope="module")
 def static(tiny_llm: str) -> StaticEngine:
     return static_engine(tiny_llm)
@@ -52,15 +61,15 @@ def work(tiny_llm: str) -> list[EngineRequest]:
     return model_work(tiny_llm)
 
 
-# --- Static --------------------------------------------------------------------------------------
+# --- With a model --------------------------------------------------------------------------------
 
 
 def test_a_batch_s_greedy_answers_equal_generate_s_one_by_one(
-    static: StaticEngine, work: list[EngineRequest], tiny_llm: str
+    engine: RealEngine, work: list[EngineRequest], tiny_llm: str
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llm)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    batch = answers(static, work)
+    batch = answers(engine, work)
     for request in work:
         prompt = torch.tensor([request.prompt_token_ids])
         made = model.generate(prompt, max_new_tokens=30, do_sample=False)[0, prompt.shape[1] :]
@@ -70,25 +79,24 @@ def test_a_batch_s_greedy_answers_equal_generate_s_one_by_one(
 
 
 def test_an_answer_ends_by_itself_or_at_its_own_cap(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
-    free = answers(static, work)
+    free = answers(engine, work)
     assert free["2"].finish_reason is FinishReason.STOP
     assert free["2"].output_tokens < 30
     assert free["3"].finish_reason is FinishReason.LENGTH
     assert free["3"].output_tokens == 30
-    capped = answers(static, [replace(work[3], max_tokens=3), replace(work[0], max_tokens=1)])
+    capped = answers(engine, [replace(work[3], max_tokens=3), replace(work[0], max_tokens=1)])
     assert [capped["3"].output_tokens, capped["0"].output_tokens] == [3, 1]
     assert free["3"].answers[0].text.startswith(capped["3"].answers[0].text)
 
 
-def test_moments_are_in_order_and_a_batch_is_handed_back_at_once(
-    static: StaticEngine, work: list[EngineRequest]
+def test_moments_are_in_order_and_a_short_answer_is_made_before_a_long_one(
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
-    batch = answers(static, work)
-    timings = [completion.timing for completion in batch.values()]
-    assert len({timing.finished_s for timing in timings if timing}) == 1
-    for timing in timings:
+    batch = answers(engine, work)
+    for completion in batch.values():
+        timing = completion.timing
         assert timing is not None
         assert timing.prefill_s < timing.first_token_s <= timing.answered_s <= timing.finished_s
     short, long = batch["2"].timing, batch["3"].timing
@@ -97,68 +105,77 @@ def test_moments_are_in_order_and_a_batch_is_handed_back_at_once(
     assert short.answered_s < long.answered_s
 
 
-def test_an_answer_stops_before_its_stop_string(
+def test_a_static_batch_is_handed_back_at_once(
     static: StaticEngine, work: list[EngineRequest]
 ) -> None:
-    whole = answers(static, [work[3]])["3"].answers[0].text
+    timings = [completion.timing for completion in answers(static, work).values()]
+    assert len({timing.finished_s for timing in timings if timing}) == 1
+
+
+def test_an_answer_stops_before_its_stop_string(
+    engine: RealEngine, work: list[EngineRequest]
+) -> None:
+    whole = answers(engine, [work[3]])["3"].answers[0].text
     stop = whole[8:11]
     request = replace(work[3], sampling=SamplingParams(stop=("never there", stop)))
     # Beside others, so that its row ends while theirs go on.
-    stopped = answers(static, [request, work[0]])["3"]
+    stopped = answers(engine, [request, work[0]])["3"]
     assert stopped.answers[0].text == whole[: whole.index(stop)]
     assert stopped.finish_reason is FinishReason.STOP
     assert stopped.output_tokens < 30
 
 
 def test_a_seed_gives_the_same_answer_whatever_the_batch(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
     request = replace(work[1], sampling=HOT)
-    alone = answers(static, [request])["1"]
-    beside = answers(static, [work[0], request, work[3]])["1"]
+    alone = answers(engine, [request])["1"]
+    beside = answers(engine, [work[0], request, work[3]])["1"]
     assert beside.answers[0].text == alone.answers[0].text
     others = {
-        answers(static, [replace(request, sampling=replace(HOT, seed=seed))])["1"].answers[0].text
+        answers(engine, [replace(request, sampling=replace(HOT, seed=seed))])["1"].answers[0].text
         for seed in range(5)
     }
     assert len(others) > 1
 
 
 def test_greedy_rows_are_not_touched_by_a_neighbour_that_samples(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
     hot = replace(work[1], sampling=SamplingParams(temperature=2.0))
     assert (
-        answers(static, [work[0], hot])["0"].answers[0].text
-        == answers(static, [work[0]])["0"].answers[0].text
+        answers(engine, [work[0], hot])["0"].answers[0].text
+        == answers(engine, [work[0]])["0"].answers[0].text
     )
 
 
 def test_a_batch_that_breaks_costs_only_the_request_that_breaks_it(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
-    vocabulary = static.model.config.vocab_size
+    vocabulary = engine.loaded.model.config.vocab_size
     broken = replace(work[1], custom_id="bad", prompt_token_ids=(vocabulary + 5,))
-    found = answers(static, [work[0], broken, work[2], work[3]])
+    found = answers(engine, [work[0], broken, work[2], work[3]])
     assert set(found) == {"0", "bad", "2", "3"}
     assert found["bad"].failure is not None
     assert found["bad"].failure.code == "engine_error"
-    assert found["0"].answers[0].text == answers(static, [work[0]])["0"].answers[0].text
+    assert found["0"].answers[0].text == answers(engine, [work[0]])["0"].answers[0].text
 
 
-def test_a_folder_without_weights_is_a_model_error_that_names_it(tmp_path: Any) -> None:
+@each_engine
+def test_a_folder_without_weights_is_a_model_error_that_names_it(name: str, tmp_path: Any) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
-        static_engine(str(tmp_path))
+        real_engine(name, str(tmp_path))
 
 
+@each_engine
 def test_what_a_model_s_generation_config_would_cut_short_is_not_cut(
-    work: list[EngineRequest], tiny_llm: str, tmp_path: Path
+    name: str, work: list[EngineRequest], tiny_llm: str, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_llm, tmp_path / "model")
     config = tmp_path / "model" / "generation_config.json"
     hurried = {"max_time": 1e-4, "max_length": 3, "min_new_tokens": 9, "num_beams": 2}
     config.write_text(json.dumps(json.loads(config.read_text()) | hurried))
-    engine, plain = static_engine(str(tmp_path / "model")), static_engine(tiny_llm)
+    engine, plain = real_engine(name, str(tmp_path / "model")), real_engine(name, tiny_llm)
     for request in work:
         (hurried_answer,) = answers(engine, [request]).values()
         (answer,) = answers(plain, [request]).values()
@@ -166,9 +183,10 @@ def test_what_a_model_s_generation_config_would_cut_short_is_not_cut(
         assert hurried_answer.finish_reason == answer.finish_reason
 
 
+@each_engine
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_model_s_own_code_is_run_only_where_it_is_trusted(
-    trusted: bool, tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, trusted: bool, tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     folder = tmp_path / "model"
@@ -178,11 +196,11 @@ def test_a_model_s_own_code_is_run_only_where_it_is_trusted(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(OWN_CODE)
     if trusted:
-        engine = static_engine(str(folder), trust_remote_code=True)
-        assert type(engine.model).__name__ == "OwnModel"
+        engine = real_engine(name, str(folder), trust_remote_code=True)
+        assert type(engine.loaded.model).__name__ == "OwnModel"
     else:
         with pytest.raises(ModelError, match="trust_remote_code"):
-            static_engine(str(folder))
+            real_engine(name, str(folder))
 
 
 AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
@@ -197,13 +215,14 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
-def test_weights_are_read_from_safetensors_only(tiny_llm: str, tmp_path: Path) -> None:
+@each_engine
+def test_weights_are_read_from_safetensors_only(name: str, tiny_llm: str, tmp_path: Path) -> None:
     shutil.copytree(tiny_llm, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     weights = AutoModelForCausalLM.from_pretrained(tiny_llm).state_dict()
     torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="safetensors"):
-        static_engine(str(tmp_path / "model"))
+        real_engine(name, str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(

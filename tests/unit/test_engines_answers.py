@@ -1,4 +1,4 @@
-"""What a request may ask of the static engine's answers: several, their odds, a bias."""
+"""What a request may ask of an engine's answers: several, their odds, a bias."""
 
 from __future__ import annotations
 
@@ -11,11 +11,26 @@ from msgspec.structs import replace
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tests.unit.engine_cases import HOT, answers, model_work, static_engine, texts
+from tests.unit.engine_cases import (
+    HOT,
+    REAL_ENGINES,
+    RealEngine,
+    answers,
+    each_engine,
+    model_work,
+    real_engine,
+    static_engine,
+    texts,
+)
 from uellm_cli.engines.rows import TokenScore
 from uellm_cli.engines.static import StaticEngine
 from uellm_cli.engines.token_texts import TokenTexts, tokens_within
 from uellm_cli.types import EngineRequest, FinishReason, SamplingParams, TokenLogprob
+
+
+@pytest.fixture(scope="module", params=REAL_ENGINES)
+def engine(request: pytest.FixtureRequest, tiny_llm: str) -> RealEngine:
+    return real_engine(request.param, tiny_llm)
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +51,31 @@ def asking(request: EngineRequest, sampling: SamplingParams) -> EngineRequest:
 
 
 def test_sampled_answers_differ_and_the_first_is_the_one_that_n_1_gives(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
     for sampling in (HOT, replace(HOT, seed=None)):
         three = asking(work[1], replace(sampling, n=3))
-        made = texts(answers(static, [three])["1"])
+        made = texts(answers(engine, [three])["1"])
         assert len(set(made)) == 3
-        assert made[:1] == texts(answers(static, [asking(work[1], sampling)])["1"])
-        beside = answers(static, [work[0], three, asking(work[3], replace(HOT, n=2))])
+        assert made[:1] == texts(answers(engine, [asking(work[1], sampling)])["1"])
+        beside = answers(engine, [work[0], three, asking(work[3], replace(HOT, n=2))])
         assert texts(beside["1"]) == made
 
 
-def test_greedy_answers_are_drawn_once_and_given_n_times(
+def test_a_greedy_answer_is_given_as_often_as_asked(
+    engine: RealEngine, work: list[EngineRequest]
+) -> None:
+    found = answers(engine, [asking(work[0], SamplingParams(n=3)), work[2]])
+    assert texts(found["0"]) == texts(answers(engine, [work[0]])["0"]) * 3
+    assert found["0"].output_tokens == 3 * found["0"].answers[0].output_tokens
+
+
+def test_greedy_answers_are_drawn_once(
     static: StaticEngine, work: list[EngineRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = count_rounds(static, monkeypatch)
-    found = answers(static, [asking(work[0], SamplingParams(n=3)), work[2]])
+    answers(static, [asking(work[0], SamplingParams(n=3)), work[2]])
     assert rounds == [2]
-    assert texts(found["0"]) == texts(answers(static, [work[0]])["0"]) * 3
 
 
 def test_a_round_has_only_the_rows_that_still_lack_an_answer(
@@ -95,45 +117,46 @@ def test_moments_of_several_answers_reach_from_the_first_to_the_last(
 
 @pytest.mark.parametrize("sampling", [SamplingParams(), HOT])
 def test_a_bias_makes_a_token_certain_or_impossible(
-    sampling: SamplingParams, static: StaticEngine, work: list[EngineRequest], tiny_llm: str
+    sampling: SamplingParams, engine: RealEngine, work: list[EngineRequest], tiny_llm: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
     (seven,) = tokenizer.encode("7")
     always = asking(work[0], replace(sampling, logit_bias=((seven, 10_000.0),)))
-    assert texts(answers(static, [always, work[3]])["0"]) == ["7" * 30]
-    first = told(static, asking(work[0], replace(sampling, logprobs=0)), work[3])[0].token
+    assert texts(answers(engine, [always, work[3]])["0"]) == ["7" * 30]
+    first = told(engine, asking(work[0], replace(sampling, logprobs=0)), work[3])[0].token
     (token,) = tokenizer.encode(first)
     never = asking(work[0], replace(sampling, logprobs=0, logit_bias=((token, -10_000.0),)))
-    assert first not in [other.token for other in told(static, never, work[3])]
+    assert first not in [other.token for other in told(engine, never, work[3])]
 
 
 def test_a_bias_on_a_token_that_does_not_exist_fails_its_own_request_only(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
-    vocabulary = static.model.config.vocab_size
+    vocabulary = engine.loaded.model.config.vocab_size
     for token in (vocabulary, -1):
         wrong = asking(work[0], SamplingParams(logit_bias=((token, 5.0),)))
-        found = answers(static, [wrong, work[2]])
+        found = answers(engine, [wrong, work[2]])
         failure = found["0"].failure
         assert failure is not None
         assert (failure.code, failure.field) == ("invalid_request", "logit_bias")
         assert str(token) in failure.message
-        assert texts(found["2"]) == texts(answers(static, [work[2]])["2"])
+        assert texts(found["2"]) == texts(answers(engine, [work[2]])["2"])
 
 
+@each_engine
 def test_a_model_s_repetition_penalty_is_on_a_row_s_own_tokens_and_no_padding(
-    work: list[EngineRequest], tiny_llm: str
+    name: str, work: list[EngineRequest], tiny_llm: str
 ) -> None:
-    engine = static_engine(tiny_llm)
+    engine = real_engine(name, tiny_llm)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    alone = texts(answers(static_engine(tiny_llm), [work[2]])["2"])[0]
+    alone = texts(answers(real_engine(name, tiny_llm), [work[2]])["2"])[0]
     # Padding that is what the answer begins with: penalized, it would be another answer.
     engine.loaded.tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokenizer.encode(alone)[0])
     engine.loaded.defaults.repetition_penalty = 2.5
     found = answers(engine, [work[2], work[0]])
     assert texts(found["2"]) == [alone]
     # What it counted once is not counted again.
-    assert texts(found["0"]) != texts(answers(static_engine(tiny_llm), [work[0]])["0"])
+    assert texts(found["0"]) != texts(answers(real_engine(name, tiny_llm), [work[0]])["0"])
     model = AutoModelForCausalLM.from_pretrained(tiny_llm)
     prompt = torch.tensor([work[0].prompt_token_ids])
     made = model.generate(prompt, max_new_tokens=30, do_sample=False, repetition_penalty=2.5)
@@ -144,10 +167,8 @@ def test_a_model_s_repetition_penalty_is_on_a_row_s_own_tokens_and_no_padding(
 # --- Log probabilities ---------------------------------------------------------------------------
 
 
-def told(
-    static: StaticEngine, request: EngineRequest, *beside: EngineRequest
-) -> list[TokenLogprob]:
-    (answer,) = answers(static, [request, *beside])[request.custom_id].answers
+def told(engine: RealEngine, request: EngineRequest, *beside: EngineRequest) -> list[TokenLogprob]:
+    (answer,) = answers(engine, [request, *beside])[request.custom_id].answers
     assert answer.logprobs is not None
     return list(answer.logprobs)
 
@@ -162,10 +183,10 @@ def told(
     ],
 )
 def test_logprobs_are_the_model_s_own_whatever_is_done_to_its_scores(
-    sampling: SamplingParams, static: StaticEngine, work: list[EngineRequest], tiny_llm: str
+    sampling: SamplingParams, engine: RealEngine, work: list[EngineRequest], tiny_llm: str
 ) -> None:
     request = replace(work[3], sampling=replace(sampling, logprobs=4), max_tokens=12)
-    tokens = told(static, request, work[0])
+    tokens = told(engine, request, work[0])
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
     ids = [tokenizer.encode(token.token)[0] for token in tokens]
     assert [tokenizer.decode([token]) for token in ids] == [token.token for token in tokens]
@@ -181,14 +202,14 @@ def test_logprobs_are_the_model_s_own_whatever_is_done_to_its_scores(
 
 
 def test_alternatives_are_as_many_as_each_row_asks_for_and_none_where_it_asks_for_none(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
     wanted = [None, 0, 5, 20]
     batch = [
         asking(request, SamplingParams(logprobs=count))
         for request, count in zip(work, wanted, strict=True)
     ]
-    found = answers(static, batch)
+    found = answers(engine, batch)
     assert found["0"].answers[0].logprobs is None
     for name, count in (("1", 0), ("2", 5), ("3", 20)):
         logprobs = found[name].answers[0].logprobs
@@ -202,12 +223,12 @@ def test_alternatives_are_as_many_as_each_row_asks_for_and_none_where_it_asks_fo
 
 
 def test_the_bytes_of_an_answer_s_tokens_are_its_text(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
     neighbour = replace(work[0], custom_id="neighbour")
     for request in work:
         asked = asking(request, SamplingParams(logprobs=0))
-        (answer,) = answers(static, [asked, neighbour])[request.custom_id].answers
+        (answer,) = answers(engine, [asked, neighbour])[request.custom_id].answers
         assert answer.logprobs is not None
         assert b"".join(token.raw for token in answer.logprobs) == answer.text.encode()
         # The end token counts as made, and is no part of the content.
@@ -216,23 +237,23 @@ def test_the_bytes_of_an_answer_s_tokens_are_its_text(
 
 
 def test_a_token_that_is_a_part_of_a_character_has_its_bytes_escaped(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
     schema = '{"const": "é😀"}'
-    tokens = told(static, asking(work[0], SamplingParams(logprobs=2, json_schema=schema)))
+    tokens = told(engine, asking(work[0], SamplingParams(logprobs=2, json_schema=schema)))
     assert b"".join(token.raw for token in tokens) == '"é😀"'.encode()
     assert [token.token for token in tokens][1:3] == ["\\xc3", "\\xa9"]
     assert [token.raw for token in tokens][1:3] == [b"\xc3", b"\xa9"]
 
 
 def test_logprobs_end_where_the_text_is_cut_at_a_stop(
-    static: StaticEngine, work: list[EngineRequest]
+    engine: RealEngine, work: list[EngineRequest]
 ) -> None:
-    whole = texts(answers(static, [work[3]])["3"])[0]
+    whole = texts(answers(engine, [work[3]])["3"])[0]
     stop = whole[8:11]
     for ending in (stop, whole[:3], whole[9:10]):
         sampling = SamplingParams(stop=(ending,), logprobs=0)
-        (answer,) = answers(static, [asking(work[3], sampling), work[0]])["3"].answers
+        (answer,) = answers(engine, [asking(work[3], sampling), work[0]])["3"].answers
         assert answer.logprobs is not None
         raw = b"".join(token.raw for token in answer.logprobs).decode()
         assert raw.startswith(answer.text)
@@ -254,12 +275,12 @@ def test_a_token_that_a_stop_cuts_through_is_told_whole() -> None:
 
 
 def test_special_tokens_are_told_by_name_and_have_no_bytes(
-    static: StaticEngine, work: list[EngineRequest], tiny_llm: str
+    engine: RealEngine, work: list[EngineRequest], tiny_llm: str
 ) -> None:
     user = AutoTokenizer.from_pretrained(tiny_llm).convert_tokens_to_ids("<|user|>")
     biased = SamplingParams(logprobs=1, logit_bias=((user, 10_000.0),))
     request = replace(work[0], sampling=biased, max_tokens=2)
-    (answer,) = answers(static, [request])["0"].answers
+    (answer,) = answers(engine, [request])["0"].answers
     assert answer.text == ""
     assert answer.logprobs is not None
     assert [(token.token, token.raw) for token in answer.logprobs] == [("<|user|>", b"")] * 2

@@ -1,4 +1,4 @@
-"""The static engine when something goes wrong: scores that are no numbers, memory, a stop."""
+"""Engines when something goes wrong: scores that are no numbers, memory, a stop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from msgspec.structs import replace
 
 from tests.unit.engine_cases import (
     HOT,
+    REAL_ENGINES,
+    RealEngine,
     answers,
+    break_at,
+    each_engine,
     in_batches,
     model_work,
+    no_numbers,
+    raising,
+    real_engine,
     static_engine,
     texts,
 )
@@ -23,7 +30,16 @@ from uellm_cli.engines.padded import RowScores, RowStops
 from uellm_cli.engines.rows import Row
 from uellm_cli.engines.sampling import RowSampling
 from uellm_cli.engines.static import StaticEngine
-from uellm_cli.types import Completion, EngineBatch, EngineRequest, SamplingParams
+from uellm_cli.types import Budget, EngineBatch, EngineRequest, SamplingParams
+
+# No token of the requests or of the bundled model's answers to them.
+ODD = 700
+
+
+@pytest.fixture(params=REAL_ENGINES)
+def engine(request: pytest.FixtureRequest, tiny_llm: str) -> RealEngine:
+    """A new one for each test, to be broken."""
+    return real_engine(request.param, tiny_llm)
 
 
 @pytest.fixture
@@ -35,6 +51,65 @@ def static(tiny_llm: str) -> StaticEngine:
 @pytest.fixture(scope="module")
 def work(tiny_llm: str) -> list[EngineRequest]:
     return model_work(tiny_llm)
+
+
+# --- One request's fault -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (lambda: RuntimeError("odd"), "engine_error"),
+        (lambda: IndexError("odd"), "engine_error"),
+        (torch.OutOfMemoryError, "out_of_memory"),
+    ],
+)
+@pytest.mark.parametrize("in_prompt", [True, False])
+def test_what_breaks_the_model_fails_and_costs_no_other_its_answer(
+    error: Callable[[], Exception],
+    code: str,
+    in_prompt: bool,
+    engine: RealEngine,
+    work: list[EngineRequest],
+) -> None:
+    free = answers(engine, work)
+    break_at(engine, ODD, raising(error))
+    odd = replace(work[0], custom_id="odd", sampling=SamplingParams(logit_bias=((ODD, 1e4),)))
+    if in_prompt:
+        odd = replace(work[0], custom_id="odd", prompt_token_ids=(ODD,) * 40)
+    again = [replace(request, custom_id=f"again {request.custom_id}") for request in work]
+    found = answers(engine, [*work[:2], odd, *work[2:]], again)
+    failure = found.pop("odd").failure
+    assert failure is not None
+    assert failure.code == code
+    assert {name: texts(completion) for name, completion in found.items()} == {
+        name: texts(free[name[-1]]) for name in found
+    }
+    assert len(found) == 8
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), HOT, replace(HOT, n=2)])
+@pytest.mark.parametrize("in_prompt", [True, False])
+def test_a_row_whose_numbers_are_lost_fails_alone_and_leaves_no_trace(
+    sampling: SamplingParams, in_prompt: bool, engine: RealEngine, work: list[EngineRequest]
+) -> None:
+    free = answers(engine, work)
+    break_at(engine, ODD, no_numbers)
+    odd = replace(
+        work[0], custom_id="odd", sampling=replace(sampling, logit_bias=((ODD, 10_000.0),))
+    )
+    if in_prompt:
+        odd = replace(odd, prompt_token_ids=(ODD, *work[3].prompt_token_ids))
+    again = [replace(request, custom_id=f"again {request.custom_id}") for request in work]
+    found = answers(engine, [*work[:2], odd, *work[2:]], again)
+    done = found.pop("odd")
+    assert done.answers == ()
+    assert done.failure is not None
+    assert done.failure.code == "engine_error"
+    made = 0 if in_prompt else 1
+    assert f"not finite numbers after {made} tokens" in done.failure.message
+    for name, completion in found.items():
+        assert texts(completion) == texts(free[name[-1]])
 
 
 # --- Scores that are no numbers ------------------------------------------------------------------
@@ -110,6 +185,43 @@ def poison(
 
 # --- Memory --------------------------------------------------------------------------------------
 
+OUT_OF_MEMORY = pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+        lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+        MemoryError,
+    ],
+)
+
+
+@OUT_OF_MEMORY
+def test_what_memory_does_not_hold_at_once_is_computed_in_parts(
+    error: Callable[[], Exception],
+    engine: RealEngine,
+    work: list[EngineRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = answers(engine, work)
+    forward = engine.loaded.model.forward
+    broken: list[int] = []
+
+    def limited(*positional: Any, **named: Any) -> Any:
+        tokens = named["input_ids"].numel()
+        # Two of the prompts at once, not four.
+        if tokens > 25:
+            broken.append(tokens)
+            raise error()
+        return forward(*positional, **named)
+
+    monkeypatch.setattr(engine.loaded.model, "forward", limited)
+    again = [replace(request, custom_id=f"again {request.custom_id}") for request in work]
+    found = answers(engine, work, again)
+    assert len(broken) in (1, 2)
+    for name, completion in found.items():
+        assert texts(completion) == texts(free[name[-1]])
+
 
 def limit_memory(
     static: StaticEngine,
@@ -133,15 +245,7 @@ def limit_memory(
     return attempts
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
-        lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
-        lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
-        MemoryError,
-    ],
-)
+@OUT_OF_MEMORY
 def test_what_memory_did_not_hold_is_not_tried_again(
     error: Callable[[], Exception],
     static: StaticEngine,
@@ -216,8 +320,8 @@ def test_a_footprint_counts_padding_and_room_for_the_longest_answer() -> None:
     assert limit.allows([replace(requests[0], max_tokens=1000)])
 
 
-def test_memory_of_a_broken_batch_is_free_before_its_halves_run(
-    static: StaticEngine, work: list[EngineRequest], monkeypatch: pytest.MonkeyPatch
+def test_memory_of_what_broke_is_free_before_the_next_try(
+    engine: RealEngine, work: list[EngineRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[Ballast]] = []
     seen: list[int] = []
@@ -228,8 +332,8 @@ def test_memory_of_a_broken_batch_is_free_before_its_halves_run(
         alive.append(weakref.ref(ballast))
         raise torch.OutOfMemoryError(f"{ballast}")
 
-    monkeypatch.setattr(static.model, "generate", out_of_memory)
-    found = answers(static, work)
+    monkeypatch.setattr(engine.loaded.model, "forward", out_of_memory)
+    found = answers(engine, work)
     assert seen == [0] * 6  # four rows, two of them, and each alone
     assert {c.failure.code for c in found.values() if c.failure} == {"out_of_memory"}
     assert len(found) == 4
@@ -242,45 +346,59 @@ class Ballast:
 # --- Stop ----------------------------------------------------------------------------------------
 
 
-def stopped_after(model: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> StaticEngine:
+def stopped_after(name: str, model: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> RealEngine:
     """An engine that is told to stop in its `steps`th forward pass, and makes none after it."""
     made: list[int] = []
-    engine = static_engine(model, stop=lambda: len(made) >= steps)
-    forward = engine.model.forward
+    engine = real_engine(name, model, stop=lambda: len(made) >= steps)
+    forward = engine.loaded.model.forward
 
     def counted(*positional: Any, **named: Any) -> Any:
         assert len(made) < steps, "a step after the stop"
         made.append(1)
         return forward(*positional, **named)
 
-    monkeypatch.setattr(engine.model, "forward", counted)
+    monkeypatch.setattr(engine.loaded.model, "forward", counted)
     return engine
 
 
+@each_engine
 def test_a_stop_hands_back_what_has_ended_and_nothing_else(
-    static: StaticEngine,
-    work: list[EngineRequest],
-    tiny_llm: str,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = answers(static, work)
+    free = answers(real_engine(name, tiny_llm), work)
     lengths = {name: completion.output_tokens for name, completion in free.items()}
     steps = sorted(lengths.values())[1]
     assert steps < max(lengths.values())
-    engine = stopped_after(tiny_llm, steps, monkeypatch)
-    pulled: list[int] = []
-
-    def batches() -> Iterator[EngineBatch]:
-        for batch in in_batches(work, [replace(work[0], custom_id="next")]):
-            pulled.append(batch.batch_id)
-            yield batch
-
-    found = {completion.custom_id: completion for completion in engine.run(batches())}
+    engine = stopped_after(name, tiny_llm, steps, monkeypatch)
+    found = answers(engine, work)
     assert set(found) == {name for name, length in lengths.items() if length <= steps}
     assert 2 <= len(found) < 4
     for name, completion in found.items():
         assert completion.answers == free[name].answers
-    assert pulled == [0]
+
+
+@each_engine
+def test_nothing_is_pulled_after_a_stop(
+    name: str, work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Room for these four and no more; the first of them has two tokens.
+    budget = Budget(kv_bytes=2**30, max_sequences=4, prefill_tokens=512)
+    made: list[int] = []
+    engine = real_engine(name, tiny_llm, stop=lambda: len(made) >= 2, budget=budget)
+    forward = engine.loaded.model.forward
+
+    def counted(*positional: Any, **named: Any) -> Any:
+        made.append(1)
+        return forward(*positional, **named)
+
+    monkeypatch.setattr(engine.loaded.model, "forward", counted)
+
+    def batches() -> Iterator[EngineBatch]:
+        for batch in in_batches(work, [replace(work[0], custom_id="next")]):
+            assert len(made) < 2
+            yield batch
+
+    assert [completion.custom_id for completion in engine.run(batches())] == ["2"]
 
 
 def test_a_request_that_lacks_an_answer_when_stopped_is_not_handed_back(
@@ -300,36 +418,40 @@ def test_a_request_that_lacks_an_answer_when_stopped_is_not_handed_back(
     free = answers(static, [one, two, greedy])
     for steps, done in ((3, set()), (4, {"0", "2"}), (7, {"0", "2"}), (8, {"0", "1", "2"})):
         with monkeypatch.context() as patch:
-            engine = stopped_after(tiny_llm, steps, patch)
+            engine = stopped_after("static", tiny_llm, steps, patch)
             found = answers(engine, [one, two, greedy])
         assert set(found) == done
         for name, completion in found.items():
             assert completion.answers == free[name].answers
 
 
-def test_a_stop_while_a_batch_breaks_ends_it_without_another_try(
-    work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
+@each_engine
+def test_a_stop_while_a_step_breaks_ends_it_without_another_try(
+    name: str, work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[int] = []
-    engine = static_engine(tiny_llm, stop=lambda: bool(attempts))
+    engine = real_engine(name, tiny_llm, stop=lambda: bool(attempts))
 
-    def broken(prompts: torch.Tensor, **_: object) -> None:
-        attempts.append(len(prompts))
+    def broken(**named: Any) -> None:
+        attempts.append(named["input_ids"].numel())
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(engine.model, "generate", broken)
-    found: dict[str, Completion] = answers(engine, work)
-    assert (found, attempts) == ({}, [4])
+    monkeypatch.setattr(engine.loaded.model, "forward", broken)
+    assert answers(engine, work) == {}
+    assert len(attempts) == 1
 
 
-def test_a_stop_is_asked_for_once_a_decode_step(work: list[EngineRequest], tiny_llm: str) -> None:
+@each_engine
+def test_a_stop_is_asked_for_once_a_decode_step(
+    name: str, work: list[EngineRequest], tiny_llm: str
+) -> None:
     asked: list[int] = []
 
     def stop() -> bool:
         asked.append(1)
         return False
 
-    found = answers(static_engine(tiny_llm, stop=stop), [work[3], work[0]])
+    found = answers(real_engine(name, tiny_llm, stop=stop), [work[3], work[0]])
     steps = found["3"].output_tokens
     assert steps <= len(asked) <= steps + 4  # and before a batch is pulled, or a round begun
 

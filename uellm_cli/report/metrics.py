@@ -291,7 +291,10 @@ class _Tally:
 
 
 def _rate(count: int | None, duration_s: float) -> float | None:
-    return None if count is None or duration_s <= 0 else count / duration_s
+    if count is None or duration_s <= 0:
+        return None
+    rate = count / duration_s
+    return rate if math.isfinite(rate) else None  # of a run that took no time to speak of
 
 
 def _by_lateness(row: LatencyRow) -> tuple[float, str]:

@@ -1,0 +1,346 @@
+"""From a model to an engine: what is asked of it, what is believed, and what is left to static."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.builders import exactly
+from tests.unit.architectures import model_maker
+from tests.unit.engine_cases import (
+    answers,
+    context,
+    in_batches,
+    inflight_engine,
+    model_work,
+    static_engine,
+    texts,
+)
+from uellm_cli.clock import SystemClock
+from uellm_cli.engines import ENGINES
+from uellm_cli.engines.inflight.attention import AttentionBackend
+from uellm_cli.engines.inflight.check import texts as trial_texts
+from uellm_cli.engines.inflight.engine import InflightEngine
+from uellm_cli.engines.inflight.fused import FusedLayer
+from uellm_cli.engines.inflight.layers import observe_layers
+from uellm_cli.engines.inflight.native import load as load_kernels
+from uellm_cli.engines.inflight.native_attention import NativeAttention
+from uellm_cli.engines.inflight.packed import PackedModel
+from uellm_cli.engines.inflight.torch_attention import TorchAttention
+from uellm_cli.engines.inflight.unsupported import Unsupported
+from uellm_cli.engines.loading import load
+from uellm_cli.engines.static import StaticEngine
+from uellm_cli.errors import UsageError
+from uellm_cli.types import Budget, Engine, EngineRequest, SamplingParams
+
+with_kernels = pytest.mark.skipif(load_kernels() is None, reason="nothing can be compiled here")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny_llm: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return model_maker(Path(tiny_llm), tmp_path_factory.mktemp("models"))
+
+
+def asked() -> list[EngineRequest]:
+    """Texts of several lengths, each answered with 12 tokens."""
+    prompts: list[Sequence[int]] = [range(40, 75), [9], range(900, 920), range(40, 60)]
+    greedy = SamplingParams(temperature=0.0, ignore_eos=True)
+    return [
+        EngineRequest(str(number), tuple(prompt), 12, greedy)
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def one_by_one(engine: Engine) -> dict[str, list[str]]:
+    found = answers(engine, *([request] for request in asked()))
+    return {name: texts(completion) for name, completion in found.items()}
+
+
+def together(engine: Engine) -> dict[str, list[str]]:
+    return {name: texts(completion) for name, completion in answers(engine, asked()).items()}
+
+
+def layers_of(model: Any) -> list[Any]:
+    return list(model.get_decoder().layers)
+
+
+def backend_of(engine: InflightEngine) -> AttentionBackend:
+    assert isinstance(engine.packed, PackedModel)
+    return engine.packed.attention.backend
+
+
+# --- What cannot be served in flight -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mamba", "bloom", "gptj"])
+def test_a_model_that_packing_would_break_runs_in_static_batches_and_the_user_is_told(
+    name: str, model_folder: Callable[[str], Path]
+) -> None:
+    folder = str(model_folder(name))
+    notes: list[str] = []
+    engine = ENGINES.build("inflight").start(context(folder, SystemClock(), note=notes.append))
+    assert isinstance(engine, StaticEngine)
+    (note,) = notes
+    reason = note.removeprefix(f"{folder} runs in static batches, as --engine static does, since ")
+    assert reason not in (note, "")
+    assert one_by_one(engine) == one_by_one(static_engine(folder))
+    assert together(engine) == together(static_engine(folder))
+
+
+def test_a_model_that_is_left_to_static_has_its_own_attention_back(
+    tiny_llm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise Unsupported("this is a test")
+
+    # When it was looked at and tried already.
+    monkeypatch.setattr("uellm_cli.engines.inflight.start._limits", refused)
+    notes: list[str] = []
+    here = context(tiny_llm, SystemClock(), note=notes.append)
+    engine = ENGINES.build("inflight", {"kernels": "torch"}).start(here)
+    assert isinstance(engine, StaticEngine)
+    assert notes[0].endswith("since this is a test")
+    plain = static_engine(tiny_llm)
+    own = plain.model.config._attn_implementation
+    assert engine.model.config._attn_implementation == own
+    work = model_work(tiny_llm)
+    assert [texts(c) for c in engine.run(in_batches(work))] == [
+        texts(c) for c in plain.run(in_batches(work))
+    ]
+
+
+def test_a_model_that_is_served_in_flight_needs_no_word(tiny_llm: str) -> None:
+    notes: list[str] = []
+    inflight_engine(tiny_llm, note=notes.append)
+    assert notes == []
+
+
+def test_a_model_is_tried_with_texts_without_an_end(tiny_llm: str) -> None:
+    model = load(context(tiny_llm, SystemClock())).model
+    drawn = trial_texts(model, frozenset())
+    assert [len(text) for text in drawn] == [13, 7]
+    ends = frozenset({drawn[0][0], drawn[1][3]})
+    assert not ends & {token for text in trial_texts(model, ends) for token in text}
+
+
+# --- What a model's layers are found to be -------------------------------------------------------
+
+
+def observed(folder: Path) -> Any:
+    return observe_layers(load(context(str(folder), SystemClock())).model)
+
+
+@pytest.mark.parametrize(
+    ("name", "windows"),
+    [
+        ("llama", [None, None, None]),
+        ("mistral", [12, 12, 12]),
+        ("olmo3", [10, None, 10]),
+        ("gemma2", [10, None, 10]),
+    ],
+)
+def test_windows_are_those_that_the_model_itself_hands_over(
+    name: str, windows: list[int | None], model_folder: Callable[[str], Path]
+) -> None:
+    assert [layer.window for layer in observed(model_folder(name))] == windows
+
+
+def test_layers_are_told_by_what_they_compute(model_folder: Callable[[str], Path]) -> None:
+    layer = observed(model_folder("gemma2"))[0]
+    assert (layer.index, layer.query_heads, layer.kv_heads) == (0, 4, 2)
+    assert (layer.key_size, layer.value_size, layer.scale) == (16, 16, 0.25)
+    assert layer.softcap == 4.0
+    assert layer.sinks is None
+    assert not layer.is_plain
+    # 2 heads of 16 + 16 numbers of 4 bytes.
+    assert layer.bytes_per_token == 256
+    assert layer.dtype == torch.float32
+    latent = observed(model_folder("deepseek-v3"))[0]
+    assert (latent.key_size, latent.value_size, latent.is_plain) == (16, 12, True)
+    assert latent.bytes_per_token == 4 * (16 + 12) * 4
+    sunk = observed(model_folder("gpt-oss"))[2]
+    assert sunk.index == 2
+    assert sunk.sinks.shape == (4,)
+    assert not sunk.is_plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layer_idx": 0}, "layer 0 computes attention more than once"),
+        ({"layer_idx": None}, "its attention layers are not numbered"),
+        ({"is_causal": False}, "layer 1 is not causal self-attention"),
+    ],
+)
+def test_attention_that_a_cache_by_position_cannot_serve_is_refused(
+    changes: dict[str, object], reason: str, tiny_llm: str
+) -> None:
+    model = load(context(tiny_llm, SystemClock())).model
+    for name, value in changes.items():
+        setattr(model.get_decoder().layers[1].self_attn, name, value)
+    with pytest.raises(Unsupported, match=reason):
+        observe_layers(model)
+
+
+def test_rows_that_would_crowd_others_out_of_their_windows_wait_for_them(
+    model_folder: Callable[[str], Path],
+) -> None:
+    # Of 12 tokens a row sees, it may hold up to 28 in pages of 8: two rows in 64.
+    folder, page_bytes = str(model_folder("mistral")), 8 * 3 * 2 * (8 + 8) * 4
+    budget = Budget(8 * page_bytes, max_sequences=6, prefill_tokens=512)
+    engine = inflight_engine(folder, {"page_tokens": 8}, budget=budget)
+    assert [pool.count for pool in engine.flights.pools] == [8]
+    greedy = SamplingParams(temperature=0.0, ignore_eos=True)
+    work = [EngineRequest(str(i), (50 + i,) * 5, 40, greedy, exactly(40)) for i in range(6)]
+    for completion in answers(engine, work).values():
+        assert completion.timing is not None
+        assert completion.timing.preemptions == 0
+
+
+# --- What looks like Llama -----------------------------------------------------------------------
+
+
+@with_kernels
+def test_layers_of_the_common_kind_are_computed_by_fewer_calls(tiny_llm: str) -> None:
+    engine = inflight_engine(tiny_llm)
+    assert {type(layer) for layer in layers_of(engine.loaded.model)} == {FusedLayer}
+
+
+@pytest.mark.parametrize("name", ["granite", "smollm3", "olmo2", "llama-yarn", "qwen3"])
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_a_layer_s_looks_are_not_believed(
+    kernels: str, name: str, model_folder: Callable[[str], Path]
+) -> None:
+    folder = str(model_folder(name))
+    engine = inflight_engine(folder, {"kernels": kernels})
+    assert together(engine) == one_by_one(static_engine(folder))
+
+
+OWN_CODE = """
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+class OwnConfig(LlamaConfig):
+    model_type = "unheard_of"
+
+class OwnLayer(LlamaDecoderLayer):
+    scale = 1.0
+
+    def forward(self, hidden_states, **options):
+        return self.scale * super().forward(hidden_states, **options)
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers = nn.ModuleList(
+            OwnLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        for index in {odd}:
+            self.model.layers[index].scale = 0.5
+        self.post_init()
+"""
+
+
+def own_model(tiny_llm: str, folder: Path, odd: list[int]) -> str:
+    """The bundled model with layers that look like Llama's, and of which the odd ones are not."""
+    shutil.copytree(tiny_llm, folder)
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "unheard_of", "auto_map": auto_map}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE.format(odd=odd))
+    return str(folder)
+
+
+@with_kernels
+@pytest.mark.parametrize(
+    ("odd", "loads"), [([], 1), ([0], 1), ([0, 1, 2, 3], 1), ([1], 2), ([2], 2)]
+)
+def test_layers_that_only_look_alike_are_left_as_they_are(
+    odd: list[int], loads: int, tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    folder = own_model(tiny_llm, tmp_path / f"own{len(odd)}{odd[:1]}", odd)
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def counted(*arguments: Any) -> Any:
+        alive.extend(ref() is not None for ref in loaded)
+        made = load(*arguments)
+        loaded.append(weakref.ref(made.model))
+        return made
+
+    monkeypatch.setattr("uellm_cli.engines.inflight.start.load", counted)
+    notes: list[str] = []
+    engine = inflight_engine(folder, trust_remote_code=True, note=notes.append)
+    # One that shows only when the weights of the others are gone is loaded again, in the memory
+    # that it had.
+    assert len(loaded) == loads
+    assert not any(alive)
+    assert notes == []
+    kinds = {type(layer).__name__ for layer in layers_of(engine.loaded.model)}
+    assert kinds == {"OwnLayer"} if odd else {"FusedLayer"}
+    assert together(engine) == one_by_one(static_engine(folder, trust_remote_code=True))
+
+
+def test_compiled_kernels_and_torch_s_own_make_the_same_tokens(tiny_llm: str) -> None:
+    auto, plain = (inflight_engine(tiny_llm, {"kernels": kernels}) for kernels in ("auto", "torch"))
+    assert type(backend_of(plain)) is TorchAttention
+    if load_kernels() is not None:
+        assert type(backend_of(auto)) is NativeAttention
+    assert together(auto) == together(plain) == one_by_one(static_engine(tiny_llm))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_is_served_in_the_type_that_is_asked_for(dtype: str, tiny_llm: str) -> None:
+    notes: list[str] = []
+    engine = inflight_engine(tiny_llm, {"dtype": dtype}, note=notes.append)
+    assert notes == []
+    assert engine.loaded.model.dtype == getattr(torch, dtype)
+    (keys, _), *_ = engine.packed.cache.layers.values()
+    assert keys.keys.dtype == getattr(torch, dtype)
+    found = answers(engine, model_work(tiny_llm))
+    assert texts(found["0"]) == ["3 4 5 6 7 8 9"]
+
+
+# --- Options -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"page_tokens": 0}, "page_tokens must be at least 1, not 0"),
+        ({"page_tokens": "many"}, "page_tokens"),
+        ({"step_tokens": -1}, "step_tokens cannot be negative"),
+        ({"kernels": "own"}, "kernels must be auto or torch"),
+        ({"share_prefixes": "perhaps"}, "share_prefixes"),
+        ({"rows": 3}, "has no option 'rows'; its options are: dtype, page_tokens"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_a_usage_error(
+    options: dict[str, object], what: str
+) -> None:
+    with pytest.raises(UsageError, match=what):
+        ENGINES.build("inflight", options)
+
+
+@pytest.mark.parametrize("name", ["inflight", "static"])
+def test_a_type_that_there_is_not_is_a_usage_error(name: str, tiny_llm: str) -> None:
+    with pytest.raises(UsageError, match="dtype must be one of auto, float32"):
+        ENGINES.build(name, {"dtype": "int3"}).start(context(tiny_llm, SystemClock()))
+
+
+def test_options_may_be_text_from_the_command_line() -> None:
+    text = {"page_tokens": "16", "share_prefixes": "false", "step_tokens": "7"}
+    typed = {"page_tokens": 16, "share_prefixes": False, "step_tokens": 7}
+    assert ENGINES.build("inflight", text) == ENGINES.build("inflight", typed)
