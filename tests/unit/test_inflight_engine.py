@@ -35,7 +35,6 @@ from tests.unit.engine_cases import (
 )
 from uellm_cli.clock import VirtualClock
 from uellm_cli.engines.inflight.engine import FEWEST_STEP_TOKENS, InflightEngine
-from uellm_cli.engines.inflight.native import load as load_kernels
 from uellm_cli.engines.inflight.step import Step
 from uellm_cli.engines.scores import choose
 from uellm_cli.errors import EngineError
@@ -508,11 +507,11 @@ def test_lost_numbers_do_not_reach_who_gets_their_pages_next(
         assert texts(completion) == texts(free[name[-1]])
 
 
-@pytest.mark.skipif(load_kernels() is None, reason="nothing can be compiled here")
-def test_compiled_kernels_never_look_at_what_was_in_a_page_before(
-    roomy: InflightEngine, work: list[EngineRequest], tiny_llm: str
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_nobody_looks_at_what_was_in_a_page_before(
+    kernels: str, roomy: InflightEngine, work: list[EngineRequest], tiny_llm: str
 ) -> None:
-    engine = start(tiny_llm, room())
+    engine = start(tiny_llm, room(), kernels=kernels)
     for layer, _ in engine.packed.cache.layers.values():
         layer.keys.fill_(torch.nan)
         layer.values.fill_(torch.nan)

@@ -25,16 +25,22 @@ LENGTH_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class _Decoding:
-    """Rows of one token each: their places, pages [rows · blocks], and keys seen [rows, 1, 1, n]"""
+    """Rows of one token each: their places, pages [rows · blocks], and keys seen [rows, 1, 1, n].
+
+    `unseen` are the places of the other keys of all rows, one row behind the other.
+    """
 
     rows: torch.Tensor
     pages: torch.Tensor
     seen: torch.Tensor
+    unseen: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     """Tokens [start, end) of one row, its pages, and which keys each query sees [tokens, keys].
+
+    `unseen` are the places of keys that no query sees.
 
     No pages where the row's keys are all among these tokens and each query sees all before it.
     """
@@ -43,6 +49,7 @@ class _Prompt:
     end: int
     pages: torch.Tensor | None = None
     seen: torch.Tensor | None = None
+    unseen: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +84,10 @@ class TorchAttention:
             output.index_copy_(0, part.rows, _decode(layer, cache, part, query))
         for prompt in prepared.prompts:
             tokens = slice(prompt.start, prompt.end)
-            if prompt.pages is None:
+            if prompt.pages is None or prompt.unseen is None:
                 keys, values = key[tokens], value[tokens]
             else:
-                keys, values = _gathered(cache, prompt.pages, 1)
+                keys, values = _gathered(cache, prompt.pages, prompt.unseen, 1)
                 keys, values = keys[0], values[0]
             output[tokens] = _prefill(layer, query[tokens], keys, values, prompt.seen)
         return output
@@ -129,6 +136,7 @@ class TorchAttention:
             rows=torch.from_numpy(rows).to(device),
             pages=torch.from_numpy(pages.astype(np.int64)).flatten().to(device),
             seen=torch.from_numpy(seen)[:, None, None].to(device),
+            unseen=torch.from_numpy(np.flatnonzero(~seen)).to(device),
         )
 
     def _prompt(
@@ -147,7 +155,9 @@ class TorchAttention:
         seen = keys <= queries
         if window is not None:
             seen &= keys > queries - window
-        return _Prompt(start, end, pages.to(layer.device), seen.to(layer.device))
+        unseen = (~seen.any(0)).nonzero()[:, 0]
+        device = layer.device
+        return _Prompt(start, end, pages.to(device), seen.to(device), unseen.to(device))
 
 
 def _alike(lengths: NDArray[np.int32], window: int | None) -> list[NDArray[np.int64]]:
@@ -166,11 +176,17 @@ def _alike(lengths: NDArray[np.int32], window: int | None) -> list[NDArray[np.in
 
 
 def _gathered(
-    cache: LayerCache, pages: torch.Tensor, rows: int
+    cache: LayerCache, pages: torch.Tensor, unseen: torch.Tensor, rows: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [rows, tokens, heads, size] of `pages` [rows · blocks]."""
+    """Keys and values [rows, tokens, heads, size] of `pages` [rows · blocks].
+
+    Those `unseen` are zero: whatever they were, infinite or no number, weighs nothing then.
+    """
     keys, values = (
-        part.index_select(0, pages).view(rows, -1, *part.shape[2:])
+        part.index_select(0, pages)
+        .flatten(0, 1)
+        .index_fill_(0, unseen, 0)
+        .view(rows, -1, *part.shape[2:])
         for part in (cache.keys, cache.values)
     )
     return keys, values
@@ -181,7 +197,9 @@ def _decode(
 ) -> torch.Tensor:
     """[rows, query heads, value size]"""
     rows = len(part.rows)
-    keys, values = (each.transpose(1, 2) for each in _gathered(cache, part.pages, rows))
+    keys, values = (
+        each.transpose(1, 2) for each in _gathered(cache, part.pages, part.unseen, rows)
+    )
     # The query heads of a KV head as that many queries: no key is copied for each of them.
     queries = query.index_select(0, part.rows).view(rows, layer.kv_heads, -1, layer.key_size)
     if layer.is_plain:
