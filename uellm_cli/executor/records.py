@@ -90,4 +90,4 @@ def body_of(line: bytes | memoryview) -> memoryview | None:
     """The JSON of a line with its newline, None when it is not as it was written."""
     line = memoryview(line)
     body = line[_CHECKSUM_CHARS + 1 : -1]
-    return body if line[:_CHECKSUM_CHARS] == b"%08x" % crc32(body) else None
+    return body if line[: _CHECKSUM_CHARS + 1] == b"%08x " % crc32(body) else None
