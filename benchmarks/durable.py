@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
+from uellm_cli.bench.machine import describe_machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = REPOSITORY / "sample_data" / "models" / "llama-7b.json"
@@ -52,7 +52,7 @@ def main() -> None:
         limit = f"  (at most {LIMITS[name]:g})" if name in LIMITS else ""
         print(f"{name:<38} {figure:9.2f}{limit}")
     document = {"benchmark": "durable", "requests": count, "figures": figures}
-    print(json.dumps({**document, "machine": describe()}))
+    print(json.dumps({**document, "machine": describe_machine()}))
 
 
 def write_requests(path: Path, count: int) -> None:

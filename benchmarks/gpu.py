@@ -31,7 +31,7 @@ from unittest import mock
 
 from uellm_cli.bench import models
 from uellm_cli.bench.floor import ELEMENT_BYTES, Rates, Sizes, floor_s, measure_rates
-from uellm_cli.bench.models import SHAPES, Shape
+from uellm_cli.bench.models import SHAPES, Shape, model_config
 from uellm_cli.bench.workload import Work, from_trace, heavy_tailed
 
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -155,24 +155,11 @@ def _works(asked: argparse.Namespace, shape: Shape) -> list[Work]:
 def _random_model(shape: Shape, dtype: str, device: str) -> Iterator[tuple[Any, Path]]:
     """The model, and a folder with its tokenizer and no weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        tie_word_embeddings=shape.tie_word_embeddings,
-        max_position_embeddings=shape.context_tokens,
-        # No wider: deep random models make much of every rounding, and an engine is tried before
-        # it is believed.
-        initializer_range=0.02,
-        bos_token_id=None,
-        eos_token_id=None,
-        dtype=dtype,
-    )
+    # No wider: deep random models make much of every rounding, and an engine is tried before it is
+    # believed.
+    config = model_config(shape, spread=0.02, dtype=dtype)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.machine import describe
+from uellm_cli.bench.machine import describe_machine
 from uellm_cli.profiler.lengths.prompt_length import fit
 from uellm_cli.types import QUANTILE_LEVELS
 
@@ -48,7 +48,7 @@ def main() -> None:
                 "intercept": line.intercept,
                 "slope": line.slope,
                 "residuals": residuals,
-                "machine": describe(),
+                "machine": describe_machine(),
             }
         )
     )

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import describe
+from uellm_cli.bench.machine import describe_machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROUNDS = 7
@@ -49,7 +49,7 @@ def main() -> None:
     floor = best["python -c pass"]
     for name, seconds in best.items():
         print(f"{name:<40} {seconds:7.3f} s {seconds / floor:7.1f} x")
-    print(json.dumps({"benchmark": "startup", "seconds": best, "machine": describe()}))
+    print(json.dumps({"benchmark": "startup", "seconds": best, "machine": describe_machine()}))
 
 
 def _write_requests(path: Path, count: int) -> None:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from uellm_cli.errors import OutputError
 
@@ -83,12 +84,11 @@ def make_model(name: str, seed: int, cache: Path) -> Path:
     return folder
 
 
-def _write_model(shape: Shape, seed: int, folder: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def model_config(shape: Shape, spread: float, dtype: str) -> Any:
+    """transformers' config of a Llama of this shape, its weights drawn with that deviation."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_hidden_layers,
         num_attention_heads=shape.num_attention_heads,
@@ -97,11 +97,19 @@ def _write_model(shape: Shape, seed: int, folder: Path) -> None:
         vocab_size=shape.vocab_size,
         tie_word_embeddings=shape.tie_word_embeddings,
         max_position_embeddings=shape.context_tokens,
-        initializer_range=0.04,
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=None,
-        dtype=shape.stored,
+        dtype=dtype,
     )
+
+
+def _write_model(shape: Shape, seed: int, folder: Path) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = model_config(shape, spread=0.04, dtype=shape.stored)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, shape.stored))
     try:
