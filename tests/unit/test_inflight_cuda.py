@@ -50,6 +50,7 @@ from uellm_cli.types import Budget, Completion, EngineRequest, SamplingParams
 
 CPU = torch.device("cpu")
 ON_GPU = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 DEVICE = torch.device("cuda", 0) if ON_GPU else CPU
 HAS_TRITON = importlib.util.find_spec("triton") is not None and (
     ON_GPU or os.environ.get("TRITON_INTERPRET") == "1"
@@ -675,17 +676,18 @@ def test_a_step_is_filled_up_by_little(rows: int) -> None:
     assert bucket(bucket(rows)) == bucket(rows)
 
 
-def test_arrays_arrive_as_they_were_and_at_even_addresses() -> None:
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=needs_gpu)])
+def test_arrays_arrive_as_they_were_and_at_even_addresses(device: torch.device) -> None:
     arrays: list[NDArray[Any]] = [
         np.arange(5),
         np.zeros((2, 0), np.int32),
         np.arange(6, dtype=np.int32).reshape(2, 3),
     ]
-    there = upload(arrays, CPU)
+    there = upload(arrays, device)
     for array, tensor in zip(arrays, there, strict=True):
-        assert tensor.numpy().dtype == array.dtype
-        assert np.array_equal(tensor.numpy(), array)
-    assert (there[2].data_ptr() - there[0].data_ptr()) % ALIGNMENT == 0
+        assert tensor.cpu().numpy().dtype == array.dtype
+        assert np.array_equal(tensor.cpu().numpy(), array)
+        assert device == CPU or tensor.data_ptr() % ALIGNMENT == 0
     assert Download(there[0]).numbers().tolist() == [0, 1, 2, 3, 4]
 
 

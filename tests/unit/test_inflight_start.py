@@ -28,7 +28,7 @@ from uellm_cli.engines import ENGINES
 from uellm_cli.engines.inflight.attention import AttentionBackend
 from uellm_cli.engines.inflight.check import texts as trial_texts
 from uellm_cli.engines.inflight.engine import InflightEngine
-from uellm_cli.engines.inflight.fused import FusedLayer
+from uellm_cli.engines.inflight.fused import FusedDecoder, FusedLayer
 from uellm_cli.engines.inflight.layers import observe_layers
 from uellm_cli.engines.inflight.native import load as load_kernels
 from uellm_cli.engines.inflight.native_attention import NativeAttention
@@ -210,6 +210,7 @@ def test_rows_that_would_crowd_others_out_of_their_windows_wait_for_them(
 @with_kernels
 def test_layers_of_the_common_kind_are_computed_by_fewer_calls(tiny_llm: str) -> None:
     engine = inflight_engine(tiny_llm)
+    assert type(engine.loaded.model.get_decoder()) is FusedDecoder
     assert {type(layer) for layer in layers_of(engine.loaded.model)} == {FusedLayer}
 
 
@@ -226,7 +227,7 @@ def test_a_layer_s_looks_are_not_believed(
 OWN_CODE = """
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 class OwnConfig(LlamaConfig):
     model_type = "unheard_of"
@@ -237,11 +238,17 @@ class OwnLayer(LlamaDecoderLayer):
     def forward(self, hidden_states, **options):
         return self.scale * super().forward(hidden_states, **options)
 
+class OwnDecoder(LlamaModel):
+    def forward(self, input_ids, inputs_embeds=None, **options):
+        return super().forward(inputs_embeds=2 * self.embed_tokens(input_ids), **options)
+
 class OwnModel(LlamaForCausalLM):
     config_class = OwnConfig
 
     def __init__(self, config):
         super().__init__(config)
+        if {own_decoder}:
+            self.model = OwnDecoder(config)
         self.model.layers = nn.ModuleList(
             OwnLayer(config, index) for index in range(config.num_hidden_layers)
         )
@@ -251,14 +258,17 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
-def own_model(tiny_llm: str, folder: Path, odd: list[int]) -> str:
-    """The bundled model with layers that look like Llama's, and of which the odd ones are not."""
+def own_model(tiny_llm: str, folder: Path, odd: list[int], own_decoder: bool = False) -> str:
+    """The bundled model with layers that look like Llama's, and of which the odd ones are not.
+
+    With `own_decoder`, what stands around the layers only looks like Llama's too.
+    """
     shutil.copytree(tiny_llm, folder)
     config = json.loads((folder / "config.json").read_text())
     auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     config |= {"model_type": "unheard_of", "auto_map": auto_map}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(OWN_CODE.format(odd=odd))
+    (folder / "own.py").write_text(OWN_CODE.format(odd=odd, own_decoder=own_decoder))
     return str(folder)
 
 
@@ -290,6 +300,18 @@ def test_layers_that_only_look_alike_are_left_as_they_are(
     assert notes == []
     kinds = {type(layer).__name__ for layer in layers_of(engine.loaded.model)}
     assert kinds == {"OwnLayer"} if odd else {"FusedLayer"}
+    assert together(engine) == one_by_one(static_engine(folder, trust_remote_code=True))
+
+
+@with_kernels
+def test_what_stands_around_layers_and_only_looks_alike_is_left_as_it_is(
+    tiny_llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    folder = own_model(tiny_llm, tmp_path / "own", [], own_decoder=True)
+    engine = inflight_engine(folder, trust_remote_code=True)
+    assert type(engine.loaded.model.get_decoder()).__name__ == "OwnDecoder"
+    assert {type(layer) for layer in layers_of(engine.loaded.model)} == {FusedLayer}
     assert together(engine) == one_by_one(static_engine(folder, trust_remote_code=True))
 
 

@@ -88,9 +88,12 @@ def _told(
     `highest` are the rows' largest scores as they were given, and `left` as they are after changes.
     """
     facts = [chosen, highest] if left is None else [chosen, highest, left]
-    # In one piece, for each piece waits for the device. 64-bit floats hold any token id.
-    ids, largest, *after = torch.stack([fact.double() for fact in facts]).tolist()
-    tokens: list[int | None] = list(map(int, ids))
+    if chosen.device.type == "cpu":
+        ids, largest, *after = [fact.tolist() for fact in facts]
+    else:
+        # In one piece, for each piece waits for the device. 64-bit floats hold any token id.
+        ids, largest, *after = torch.stack([fact.double() for fact in facts]).tolist()
+    tokens: list[int | None] = [int(token) for token in ids]
     if left is None and all(map(isfinite, largest)):
         return tokens
     for i, row in enumerate(rows):

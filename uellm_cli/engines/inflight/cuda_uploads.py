@@ -17,7 +17,9 @@ _TORCH = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
 
 
 def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
-    """Copies of arrays of 32- or 64-bit integers on `device`, in one transfer."""
+    """Arrays of 32- or 64-bit integers on `device`: in one transfer, or themselves on the host."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
     begins = _begins(arrays)
     there = _staged(arrays, begins, device).to(device, non_blocking=True)
     return [

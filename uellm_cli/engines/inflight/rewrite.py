@@ -14,7 +14,13 @@ from torch import nn
 
 from uellm_cli.engines.inflight.attention import PackedAttention
 from uellm_cli.engines.inflight.check import Trial
-from uellm_cli.engines.inflight.fused import FusedLayer, FusedNorm, looks_like_llama
+from uellm_cli.engines.inflight.fused import (
+    FusedDecoder,
+    FusedLayer,
+    FusedNorm,
+    is_only_layers,
+    looks_like_llama,
+)
 from uellm_cli.engines.inflight.linears import Packing
 from uellm_cli.engines.inflight.native_attention import NativeAttention
 
@@ -56,6 +62,16 @@ def fused_layers(
         yield Replacement(decoder, "norm", lambda old: FusedNorm(old, backend.kernels))
 
 
+def fused_decoder(model: Any, attention: PackedAttention) -> Iterator[Replacement]:
+    """The decoder around layers that are all fused."""
+    decoder = model.get_decoder()
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is decoder and is_only_layers(decoder):
+                yield Replacement(parent, name, partial(FusedDecoder, attention=attention))
+                return
+
+
 def packed_linears(model: Any, packing: Packing) -> Iterator[Replacement]:
     """All plain linear layers, the one that gives the scores among them."""
 
@@ -84,21 +100,23 @@ def faster(model: Any, attention: PackedAttention, trial: Trial, whole_layers: b
     backend = attention.backend
     if whole_layers and isinstance(backend, NativeAttention):
         replacements = [*fused_layers(model, attention, backend, packing)]
-        if replacements and _first_stands(replacements[0], attention, trial):
+        if replacements and _stands(replacements[0], attention, trial):
             for replacement in replacements[1:]:
                 replacement.apply()
             if _is_off(attention, trial):
                 raise Spoiled
+        for decoder in fused_decoder(model, attention):
+            _stands(decoder, attention, trial)
     for replacement in packed_linears(model, packing):
         replacement.apply()
 
 
-def _first_stands(first: Replacement, attention: PackedAttention, trial: Trial) -> bool:
+def _stands(replacement: Replacement, attention: PackedAttention, trial: Trial) -> bool:
     """Whether a part was replaced, since nothing else is computed with the new one."""
-    old = first.apply()
+    old = replacement.apply()
     if not _is_off(attention, trial):
         return True
-    first.undo(old)
+    replacement.undo(old)
     return False
 
 

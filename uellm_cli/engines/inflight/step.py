@@ -69,31 +69,30 @@ def build_step(
     """
     size = flights.page_tokens
     decode_rows = next((i for i, chunk in enumerate(chunks) if chunk.tokens != 1), len(chunks))
-    ids: list[int] = []
-    counts = np.empty(len(chunks), dtype=np.int64)
-    done = np.empty(len(chunks), dtype=np.int64)
-    seats = [chunk.flight.seat for chunk in chunks]
-    for i, chunk in enumerate(chunks):
-        flight = chunk.flight
-        counts[i], done[i] = chunk.tokens, flight.computed
-        if chunk.tokens == 1:
-            ids.append(flight.tokens[flight.computed])
-        else:
-            ids += flight.tokens[flight.computed : flight.computed + chunk.tokens]
-    starts = np.zeros(len(chunks) + 1, dtype=np.int32)
-    np.cumsum(counts, out=starts[1:])
-    lengths = done + counts
+    running = [chunk.flight for chunk in chunks]
+    ids = [flight.tokens[flight.computed] for flight in running[:decode_rows]]
+    for chunk in chunks[decode_rows:]:
+        first = chunk.flight.computed
+        ids += chunk.flight.tokens[first : first + chunk.tokens]
+    done = np.array([flight.computed for flight in running])
+    rows = np.arange(len(chunks))
     # Each token's row, and its position: how many of its row come before it.
-    rows = np.repeat(np.arange(len(chunks)), counts)
-    positions = np.arange(len(ids)) - starts[rows] + done[rows]
+    if len(ids) == len(chunks):
+        starts, lengths, positions = np.arange(len(chunks) + 1), done + 1, done
+    else:
+        counts = np.array([chunk.tokens for chunk in chunks])
+        starts, lengths = np.concatenate(([0], np.cumsum(counts))), done + counts
+        rows = np.repeat(rows, counts)
+        positions = np.arange(len(ids)) - starts[rows] + done[rows]
+    seats = np.array([flight.seat for flight in running], dtype=np.int64)
     width = blocks(int(lengths.max()), size)
+    page, place = np.divmod(positions, size)
     groups = []
     for table in flights.tables:
-        tables = table[np.array(seats, dtype=np.int64), :width]
-        slots = tables[rows, positions // size].astype(np.int64) * size + positions % size
-        groups.append(GroupStep(tables, slots))
+        tables = table[seats, :width]
+        groups.append(GroupStep(tables, tables[rows, page].astype(np.int64) * size + place))
     drawing = np.array([i for i, chunk in enumerate(chunks) if chunk.draws], dtype=np.int64)
-    drawn_at = starts[drawing + 1].astype(np.int64) - 1
+    drawn_at = starts[drawing + 1] - 1
     told = (np.array([ids], dtype=np.int64), positions[None], drawn_at)
     token_ids, positions_there, drawn_at_there = upload(told, device)
     if drawn is not None:
@@ -104,7 +103,7 @@ def build_step(
         positions=positions_there,
         drawing=drawing,
         drawn_at=drawn_at_there,
-        starts=starts,
+        starts=starts.astype(np.int32),
         lengths=lengths.astype(np.int32),
         decode_rows=decode_rows,
         groups=tuple(groups),
