@@ -36,14 +36,14 @@ from uellm_cli.engines.inflight.cuda_attention import (
     PromptBlocks,
 )
 from uellm_cli.engines.inflight.cuda_graphs import GraphedModel, bucket, record_plainly
-from uellm_cli.engines.inflight.cuda_lookahead import PlainDraw
 from uellm_cli.engines.inflight.cuda_memory import LEAST_SPARE_BYTES, share_with_room
 from uellm_cli.engines.inflight.cuda_prompts import FlashPrompts
-from uellm_cli.engines.inflight.cuda_uploads import ALIGNMENT, Download, upload
 from uellm_cli.engines.inflight.engine import InflightEngine
 from uellm_cli.engines.inflight.layers import AttentionLayer
+from uellm_cli.engines.inflight.lookahead import PlainDraw
 from uellm_cli.engines.inflight.step import GroupStep, Step
 from uellm_cli.engines.inflight.torch_attention import TorchAttention
+from uellm_cli.engines.inflight.uploads import ALIGNMENT, Download, upload
 from uellm_cli.engines.rows import Row
 from uellm_cli.engines.sampling import RowSampling
 from uellm_cli.types import Budget, Completion, EngineRequest, SamplingParams

@@ -16,9 +16,9 @@ import torch
 from uellm_cli.engines.inflight.attention import AttentionBackend
 from uellm_cli.engines.inflight.cache import LayerCache
 from uellm_cli.engines.inflight.cuda_prompts import FlashPrompts, PackedPrompts
-from uellm_cli.engines.inflight.cuda_uploads import upload
 from uellm_cli.engines.inflight.layers import AttentionLayer
 from uellm_cli.engines.inflight.step import Step
+from uellm_cli.engines.inflight.uploads import upload
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ import torch
 
 from uellm_cli.engines.inflight.cache import KvCache
 from uellm_cli.engines.inflight.cuda_attention import PagedRows, rows_key
-from uellm_cli.engines.inflight.cuda_uploads import upload_into
 from uellm_cli.engines.inflight.packed import PackedModel
 from uellm_cli.engines.inflight.step import GroupStep, Step
+from uellm_cli.engines.inflight.uploads import upload_into
 from uellm_cli.engines.memory import is_out_of_memory
 
 # Blocks of a row that there is room for at first.

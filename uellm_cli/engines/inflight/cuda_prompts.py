@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from uellm_cli.engines.inflight.cache import LayerCache
-from uellm_cli.engines.inflight.cuda_uploads import upload
 from uellm_cli.engines.inflight.layers import AttentionLayer
 from uellm_cli.engines.inflight.step import Step
+from uellm_cli.engines.inflight.uploads import upload
 
 DTYPES = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256

@@ -15,8 +15,8 @@ import torch
 
 from uellm_cli.engines import EngineContext
 from uellm_cli.engines.answers import AnswerMaker
-from uellm_cli.engines.inflight.cuda_lookahead import PlainDraw
 from uellm_cli.engines.inflight.flights import Chunk, Flight, Flights, still_expected
+from uellm_cli.engines.inflight.lookahead import PlainDraw
 from uellm_cli.engines.inflight.packed import StepModel
 from uellm_cli.engines.inflight.step import build_step, unread
 from uellm_cli.engines.jobs import Job, JobMaker, failure_of

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from uellm_cli.engines.inflight.cache import blocks
-from uellm_cli.engines.inflight.cuda_uploads import upload
 from uellm_cli.engines.inflight.flights import Chunk, Flights
+from uellm_cli.engines.inflight.uploads import upload
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from math import isfinite
 
 import torch
 
-from uellm_cli.engines.inflight.cuda_uploads import Download
+from uellm_cli.engines.inflight.uploads import Download
 from uellm_cli.engines.rows import Row
 from uellm_cli.engines.scores import choose
 
