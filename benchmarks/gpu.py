@@ -6,14 +6,16 @@
 
 Models are Llama-shaped with random weights that are drawn on the device: nothing is saved. Requests
 have the lengths of `--lengths`, a trace with a column for prompts and one for answers, and answers
-of exactly that length. `--tiny` is for machines without a GPU: it shows that the script works, and
+of exactly that length. Before anything is measured all that will be is done once, so that each
+number of rows has its graph. Then it is done again and again, as often as `--seconds` from the
+process's start have room for, and once at least. uellm remembers no prompts from one to the next,
+as nobody does. `--tiny` is for machines without a GPU: it shows that the script works, and
 its figures say nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import runpy
@@ -44,13 +46,15 @@ UELLM: Mapping[str, Mapping[str, bool | str]] = {
     "uellm-neither": {"graphs": False, "lookahead": False},
     "uellm-torch": {"kernels": "torch"},
 }
+# Rounds repeat their prompts, and no peer is allowed to remember them either.
+FORGETFUL: Mapping[str, bool | str] = {"share_prefixes": False}
 BASELINES = ("transformers_cb", "transformers_static")
 # For what a step computes, and what the GPU's memory is needed for beside it.
 KV_SHARE = 0.8
 PREFILL_TOKENS = 8192
 # Requests that are drawn from a trace; rounds of fewer take the first of them.
 SAMPLED = 512
-WARM_UP = 64
+MOST_ROUNDS = 5
 SAMPLE_S = 0.02
 PROFILED_STEPS = 20
 BEFORE_PROFILE = 30
@@ -72,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="1b", choices=sorted(SHAPES))
     parser.add_argument("--engine", default="uellm", choices=[*UELLM, *BASELINES])
     parser.add_argument("--requests", type=int, nargs="+", default=[SAMPLED])
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--lengths", type=Path)
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(ELEMENT_BYTES))
     parser.add_argument("--rows", type=int, default=256)
@@ -85,31 +90,46 @@ def _arguments() -> argparse.Namespace:
 
 
 def speed(asked: argparse.Namespace) -> None:
-    """Adds a line to `results.jsonl` for each number of requests."""
+    """Adds a line to `results.jsonl` for each round of each number of requests, as it ends."""
+    until = time.perf_counter() + asked.seconds
     shape, device = _shape(asked), _device()
     works = _works(asked, shape)
+    sizes = _sizes(shape)
+    rates = _rates(asked, sizes, device)
     began = time.perf_counter()
     with _random_model(shape, asked.dtype, device) as (model, folder):
         run = (_uellm if asked.engine in UELLM else _baseline)(asked, model, folder, works)
         load_s = time.perf_counter() - began
-        run(works[: min(WARM_UP, len(works))])
-        rounds = [_round(run, works[:count], device) for count in asked.requests]
-    del model, run
-    gc.collect()
-    rates = _rates(asked, _sizes(shape), device)
-    for count, told in zip(asked.requests, rounds, strict=True):
-        result = {
-            "model": asked.model,
-            "engine": asked.engine,
-            "rows": asked.rows,
-            "load_s": load_s,
-            **told,
-            "floor_s": _floor_s(asked, _sizes(shape), rates, works[:count]),
-            "rates": asdict(rates),
-        }
-        with (asked.out / "results.jsonl").open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(json.dumps(result), flush=True)
+        for count in asked.requests:
+            run(works[:count])
+        for number, count in _rounds(asked.requests, until, time.perf_counter):
+            result = {
+                "model": asked.model,
+                "engine": asked.engine,
+                "rows": asked.rows,
+                "round": number,
+                "load_s": load_s,
+                **_round(run, works[:count], device),
+                "floor_s": _floor_s(asked, sizes, rates, works[:count]),
+                "rates": asdict(rates),
+            }
+            with (asked.out / "results.jsonl").open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(json.dumps(result), flush=True)
+
+
+def _rounds(
+    counts: Sequence[int], until: float, now: Callable[[], float]
+) -> Iterator[tuple[int, int]]:
+    """Numbers of a round and of requests, until no further round would end in time."""
+    longest_s = 0.0
+    for number in range(1, MOST_ROUNDS + 1):
+        began = now()
+        if number > 1 and began + longest_s > until:
+            return
+        for count in counts:
+            yield number, count
+        longest_s = max(longest_s, now() - began)
 
 
 def _round(run: Run, works: Sequence[Work], device: str) -> dict[str, object]:
@@ -218,7 +238,7 @@ def _engine(asked: argparse.Namespace, model: Any, folder: Path) -> Any:
         note=lambda text: print(f"note: {text}", file=sys.stderr, flush=True),
     )
     with mock.patch.object(start, "load", return_value=loaded):
-        engine = ENGINES.build("inflight", dict(UELLM[asked.engine])).start(context)
+        engine = ENGINES.build("inflight", {**FORGETFUL, **UELLM[asked.engine]}).start(context)
     if not isinstance(engine, InflightEngine):
         raise RuntimeError("the model does not run in flight")
     return engine
@@ -287,28 +307,27 @@ def _sizes(shape: Shape) -> Sizes:
 
 
 def _rates(asked: argparse.Namespace, sizes: Sizes, device: str) -> Rates:
-    """Measured once, for all engines: a GPU's do not depend on the model."""
+    """Measured once for all engines of a model, before the first one is loaded."""
     import torch
 
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    known = asked.out / f"rates-{asked.dtype}.json"
+    known = asked.out / f"rates-{asked.model}-{asked.dtype}.json"
     if known.exists():
         return Rates(**json.loads(known.read_text()))
     rates = measure_rates(device, asked.dtype, 2, sizes, asked.rows)
+    if device == "cuda":
+        torch.cuda.empty_cache()
     known.write_text(json.dumps(asdict(rates)))
     return rates
 
 
 def _floor_s(asked: argparse.Namespace, sizes: Sizes, rates: Rates, works: Sequence[Work]) -> float:
-    """The seconds that the machine needs at its best."""
+    """The seconds that no engine can be below."""
     return floor_s(
         [(len(work.prompt_token_ids), work.output_tokens) for work in works],
         sizes,
         rates,
         element_bytes=ELEMENT_BYTES[asked.dtype],
         max_sequences=asked.rows,
-        prefill_tokens=PREFILL_TOKENS,
     )
 
 
@@ -393,27 +412,44 @@ class _Profiled:
 
 
 def table(asked: argparse.Namespace) -> None:
-    """Prints what `results.jsonl` has."""
+    """Prints what `results.jsonl` has: of each part's rounds the median, the least and the most."""
     path = asked.out / "results.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    if rows:
-        rates = Rates(**rows[0]["rates"])
+    parts: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in map(json.loads, lines):
+        parts.setdefault((row["model"], row["engine"], row["requests"]), []).append(row)
+    for model in dict.fromkeys(name for name, _, _ in parts):
+        row = next(rounds[0] for (name, _, _), rounds in parts.items() if name == model)
+        rates = Rates(**row["rates"])
         print(
-            f"{rows[0]['device']}, torch {rows[0]['torch']}: "
-            f"{rates.bandwidth_bytes_per_s / 1e12:.2f} TB/s copied, "
-            f"{rates.prefill_flops_per_s / 1e12:.0f} TFLOP/s"
+            f"{row['device']}, torch {row['torch']}, {model}: "
+            f"{rates.bandwidth_bytes_per_s / 1e12:.2f} TB/s, "
+            f"{rates.flops_per_s / 1e12:.0f} TFLOP/s measured"
         )
-    heads = ("model", "engine", "requests", "s", "x floor", "out tok/s", "all tok/s", "busy", "GiB")
-    print(("{:<6} {:<20}" + " {:>9}" * 7).format(*heads))
-    for row in rows:
-        every = row["prompt_tokens"] + row["output_tokens"]
-        print(
-            f"{row['model']:<6} {row['engine']:<20} {row['requests']:>9} {row['seconds']:>9.2f} "
-            f"{row['seconds'] / row['floor_s']:>9.2f} "
-            f"{row['output_tokens'] / row['seconds']:>9.0f} {every / row['seconds']:>9.0f} "
-            f"{_or_dash(row['busy'], 1, '%'):>9} {_or_dash(row['peak_bytes'], 2**30, ''):>9}"
+    heads = ("rounds", "median s", "min-max", "x floor", "out tok/s", "all tok/s", "busy", "GiB")
+    print(
+        ("{:<6} {:<20} {:>8}" + " {:>6} {:>9} {:>13}" + " {:>9}" * 5).format(
+            "model", "engine", "requests", *heads
         )
+    )
+    for (model, engine, requests), rounds in parts.items():
+        print(f"{model:<6} {engine:<20} {requests:>8} {_table_figures(rounds)}")
+
+
+def _table_figures(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Of the rounds of one part; tokens a second are those of the median round."""
+    seconds = [row["seconds"] for row in rounds]
+    median_s = statistics.median(seconds)
+    made = rounds[0]["output_tokens"]
+    every = rounds[0]["prompt_tokens"] + made
+    busy = [row["busy"] for row in rounds if row["busy"] is not None]
+    spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
+    return (
+        f"{len(rounds):>6} {median_s:>9.2f} {spread:>13} {median_s / rounds[0]['floor_s']:>9.2f} "
+        f"{made / median_s:>9.0f} {every / median_s:>9.0f} "
+        f"{_or_dash(statistics.median(busy) if busy else None, 1, '%'):>9} "
+        f"{_or_dash(rounds[0]['peak_bytes'], 2**30, ''):>9}"
+    )
 
 
 def _or_dash(number: float | None, unit: int, after: str) -> str:

@@ -5,7 +5,8 @@
 #
 # Python is the image's own, with its torch and transformers; WHEELS has what it lacks
 # (gpu_wheels.sh). Each part has a limit of its own. TINY=1 runs every part on a CPU at sizes that
-# say nothing, to test this script. In OUT are: log.txt, tests.txt, results.jsonl, profile-*.txt.
+# say nothing, to test this script. Each engine is measured as often as its part's seconds allow, and
+# the table has the medians. In OUT are: log.txt, tests.txt, results.jsonl, profile-*.txt.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -30,8 +31,9 @@ part() { # NAME SECONDS COMMAND...
     echo "$name: $([[ $code == 0 ]] && echo done || echo "FAILED ($code)") in $((SECONDS - began)) s"
 }
 speed() { # SECONDS MODEL ENGINE REQUESTS...
+    # As many rounds as there is time for; what is left over is for torch to be loaded.
     part "${*:2}" "$1" "$PYTHON" -m benchmarks.gpu speed --model "$2" --engine "$3" \
-        --requests "${@:4}" --out "$OUT" ${LENGTHS:+--lengths "$LENGTHS"} $SIZES
+        --requests "${@:4}" --seconds "$(($1 - 15))" --out "$OUT" ${LENGTHS:+--lengths "$LENGTHS"} $SIZES
 }
 profile() { # SECONDS MODEL
     part "profile $2" "$1" "$PYTHON" -m benchmarks.gpu profile --model "$2" --out "$OUT" $SIZES
@@ -48,8 +50,8 @@ speed 60 1b uellm 512 128
 speed 90 8b uellm 512 128
 profile 30 1b
 profile 35 8b
-speed 45 1b transformers_cb 128
-speed 55 8b transformers_cb 128
+speed 60 1b transformers_cb 128
+speed 75 8b transformers_cb 128
 # What is left of nine minutes.
 [[ $SECONDS -gt 450 ]] || speed 45 1b uellm-neither 512
 [[ $SECONDS -gt 450 ]] || speed 45 1b uellm-no-graphs 512

@@ -353,8 +353,8 @@ class StepTimes:
 class Budget:
     """What a schedule may take: KV cache bytes over all devices, rows at a time, prompt tokens.
 
-    `prefill_tokens` is the most that one forward pass has activations for, padding included; a
-    single prompt is always computed whole.
+    `prefill_tokens` is the most that one forward pass has activations for, padding included. An
+    engine that cannot compute a prompt in parts computes a single one whole, however long it is.
     """
 
     kv_bytes: int

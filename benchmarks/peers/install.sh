@@ -30,4 +30,13 @@ for name; do
         -r "$peer/requirements.txt"
     # What is not needed here, and breaks beside a torch of another build.
     "$peer/.venv/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+    if [ "$name" = vllm ]; then
+        # `vllm/worker.py` looks for it there.
+        if compgen -G '/usr/lib/*/libtcmalloc_minimal.so.4' >/dev/null; then
+            echo "vllm: tcmalloc is there and will be loaded before it, as its guide asks" >&2
+        else
+            echo "vllm: runs without tcmalloc, which its guide asks for:" \
+                "apt-get install libtcmalloc-minimal4" >&2
+        fi
+    fi
 done

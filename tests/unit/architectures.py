@@ -198,6 +198,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2-moe": Architecture(
         "qwen2_moe", {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 32}
     ),
+    # Of these two, attention itself is never told of the window: only the mask has it.
+    "qwen2-moe-sliding": Architecture(
+        "qwen2_moe",
+        {
+            **GROUPED,
+            **EXPERTS,
+            **MIXED,
+            "shared_expert_intermediate_size": 32,
+            "use_sliding_window": True,
+            "sliding_window": 20,
+        },
+    ),
+    "phimoe": Architecture("phimoe", {**GROUPED, **EXPERTS, "sliding_window": 15}),
     "qwen3-moe": Architecture(
         "qwen3_moe", {**GROUPED, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}
     ),

@@ -1,4 +1,4 @@
-"""From rounds to rows: medians, ratios and agreement, in round numbers."""
+"""From rounds to rows: medians, ratios and who is whose measure, in round numbers."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ from collections.abc import Sequence
 
 import pytest
 
+from uellm_cli.bench.agreement import Check, Reference
 from uellm_cli.bench.summary import Row, Showing, fault, summarise
 from uellm_cli.bench.workers import Entrant, Round
 
+NOTHING = Reference(Check(0, 0, {}))
+
 
 def shown(
-    name: str, *seconds: float, tokens: list[list[int]] | None = None, is_peer: bool = False
+    engine: str, *seconds: float, is_peer: bool = False, is_longest_first: bool = False
 ) -> Showing:
     """An entrant with a round of two answers, 100 tokens together, for each of `seconds`."""
-    rounds = [
-        Round(s, [60, 40], ttft_s=[s / 10, s / 5], tokens=tokens or [[1], [2]]) for s in seconds
-    ]
-    return Showing(Entrant(name, (), is_peer), rounds=rounds)
+    rounds = [Round(s, [60, 40], ttft_s=[s / 10, s / 5], tokens=[[1], [2]]) for s in seconds]
+    return Showing(Entrant(engine, (), is_peer, is_longest_first), rounds=rounds)
 
 
-def rows(*showings: Showing, floor_s: float | None = 1.0, dtype: str = "float32") -> dict[str, Row]:
+def rows(
+    *showings: Showing, floor_s: float | None = 1.0, reference: Reference = NOTHING
+) -> dict[str, Row]:
     def decode(ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
 
-    return {row.engine: row for row in summarise(showings, floor_s, dtype, decode)}
+    return {row.engine: row for row in summarise(showings, floor_s, reference, decode)}
 
 
 def test_a_row_is_of_the_median_round_and_tells_the_spread() -> None:
@@ -37,7 +40,7 @@ def test_a_row_is_of_the_median_round_and_tells_the_spread() -> None:
     assert (row.ttft_p50_s, row.ttft_p99_s) == (0.4, 1.0)
 
 
-def test_speed_is_told_against_the_best_of_ours_round_by_round() -> None:
+def test_speed_is_told_against_our_default_engine_round_by_round() -> None:
     found = rows(
         shown("static", 8.0, 8.0, 80.0),
         shown("inflight", 2.0, 2.0, 20.0),
@@ -49,19 +52,27 @@ def test_speed_is_told_against_the_best_of_ours_round_by_round() -> None:
     assert found["peer"].relative == 2.0
 
 
-def test_agreement_is_of_whole_answers_with_transformers_and_in_float32_only() -> None:
-    reference = shown("transformers_static", 1.0, tokens=[[1, 2], [3]], is_peer=True)
-    other = shown("peer", 1.0, tokens=[[1, 2], [4]], is_peer=True)
-    ours = shown("static", 1.0)
-    ours.rounds[0] = Round(1.0, [60, 40], texts=["1 2", "3"])
-    found = rows(other, ours, reference)
-    assert found["transformers_static"].agreement == 1.0
-    assert found["static"].agreement == 1.0
-    assert found["peer"].agreement == 0.5
-    assert rows(other, ours, reference, dtype="bfloat16")["peer"].agreement is None
-    # Without transformers' own, our static engine is it; without either, nothing is compared.
-    assert rows(other, ours)["peer"].agreement == 0.5
-    assert rows(other)["peer"].agreement is None
+def test_speed_is_told_against_ours_in_the_same_order_of_requests_only() -> None:
+    peer = shown("peer", 2.0, is_peer=True)
+    sorted_peer = shown("peer", 1.0, is_peer=True, is_longest_first=True)
+    plain, sorted_ours = shown("inflight", 4.0), shown("inflight", 3.0, is_longest_first=True)
+    found = rows(peer, sorted_peer, plain, sorted_ours)
+    assert found["peer"].relative == 2.0
+    assert found["peer:longest-first"].relative == 3.0
+    assert found["inflight"].relative == found["inflight:longest-first"].relative == 1.0
+    # Without ours in that order there is nothing to be told against; no other is.
+    assert rows(sorted_peer, plain)["peer:longest-first"].relative is None
+    assert rows(peer, sorted_ours)["peer"].relative is None
+    assert rows(shown("static", 1.0))["static"].relative is None
+
+
+def test_agreement_is_with_the_reference_whatever_the_engine() -> None:
+    reference = Reference(Check(2, 3, {}), ((1, 5), (2,)))
+    peer = shown("peer", 1.0, is_peer=True)
+    peer.rounds[0] = Round(1.0, [2, 1], tokens=[[1, 4], [2]])
+    row = rows(peer, shown("inflight"), reference=reference)["peer"]
+    assert row.agreement == pytest.approx(2 / 3)
+    assert rows(peer)["peer"].agreement is None
 
 
 def test_who_is_out_has_a_row_with_the_reason_and_is_nobody_s_measure() -> None:
@@ -69,7 +80,7 @@ def test_who_is_out_has_a_row_with_the_reason_and_is_nobody_s_measure() -> None:
     out.failure = "ended with code 9"
     found = rows(out, shown("static", 2.0), Showing(Entrant("peer", (), True), failure="gone"))
     assert found["inflight"].failure == "ended with code 9"
-    assert found["static"].relative == 1.0
+    assert found["static"].relative is None
     assert found["peer"].median_s is None
     assert found["peer"].relative is None
 

@@ -6,14 +6,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from uellm_cli.bench import engine as bench_engine
 from uellm_cli.bench import serve
-from uellm_cli.bench.engine import EngineBench, environment, run_rounds, running
+from uellm_cli.bench.engine import (
+    EngineBench,
+    answered_plainly,
+    environment,
+    run_rounds,
+    running,
+)
 from uellm_cli.bench.entrants import find_entrants
 from uellm_cli.bench.serve import Job
 from uellm_cli.bench.summary import Showing
@@ -155,19 +163,92 @@ def test_entrants_are_ours_and_the_peers_that_are_installed(tmp_path: Path) -> N
     peer(tmp_path, PEER, "plain")
     peer(tmp_path, PEER, "missing")
     (tmp_path / "missing" / "requirements.txt").write_text("something\n")
-    names = [entrant.name for entrant in find_entrants([], tmp_path)]
-    assert "static" in names
-    assert "plain" in names
-    assert "missing" not in names
-    assert "simulated" not in names
-    (chosen,) = find_entrants(["static:longest-first"], None)
-    assert chosen.command[-2:] == ("static", "longest-first")
+    found = find_entrants([], tmp_path)
+    assert {entrant.name for entrant in found} == {"inflight", "static", "plain"}
+    assert not any(entrant.is_longest_first for entrant in found)
     with pytest.raises(UsageError, match="no such folder"):
         find_entrants([], tmp_path / "nowhere")
     with pytest.raises(UsageError, match="has no environment yet"):
         find_entrants(["missing"], tmp_path)
     with pytest.raises(UsageError, match=r"there are: .*static"):
         find_entrants(["nothing"], tmp_path)
+
+
+def test_anyone_can_be_given_the_longest_first_and_keeps_its_command(tmp_path: Path) -> None:
+    peer(tmp_path, PEER, "plain")
+    names = ["inflight:longest-first", "plain:longest-first", "plain", "inflight:torch"]
+    found = find_entrants([*names, "inflight:torch:longest-first"], tmp_path)
+    assert [entrant.name for entrant in found[:4]] == names
+    assert [entrant.is_longest_first for entrant in found] == [True, True, False, False, True]
+    assert found[1].command == found[2].command
+    assert found[0].command[-1] == "inflight"
+    assert found[3].command[-2:] == found[4].command[-2:] == ("inflight", "kernels=torch")
+
+
+@pytest.mark.parametrize("wrong", ["inflight:longest", "static:torch", "plain:", ":longest-first"])
+def test_a_name_with_a_suffix_that_there_is_not_is_refused(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(UsageError, match=r"there are: .*inflight:torch, each also as NAME:longest"):
+        find_entrants([wrong], tmp_path)
+
+
+def test_a_peer_s_answers_are_put_back_from_the_order_it_was_given(tmp_path: Path) -> None:
+    # Its answers tell the prompts that it had: the longer answer is the second request's.
+    script = PEER.replace("[7] * n for n in lengths", "prompt for prompt in job.prompts[:count]")
+    entrant = replace(peer(tmp_path, script), is_longest_first=True)
+    asked = replace(job(tmp_path), output_tokens=[2, 3])
+    showings = [Showing(entrant)]
+    rounds = EngineBench(("small",), ("float32",), threads=1, rounds=1, timeout_s=30)
+    with running(showings, asked, 30, print) as workers:
+        run_rounds(showings, workers, asked, rounds, print)
+    (told,) = showings[0].rounds
+    assert told.output_tokens == [2, 3]
+    assert told.tokens == asked.prompts
+    assert (tmp_path / "logs" / "peer-longest-first.log").exists()
+
+
+@pytest.mark.parametrize("own", [None, "500"])
+def test_a_worker_starts_with_what_uellm_run_sets_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    script = PEER.replace("OMP_NUM_THREADS", "GOMP_SPINCOUNT")
+    with started(peer(tmp_path, script), tmp_path) as worker:
+        assert worker.begin(job(tmp_path), 30).versions["threads"] == (own or "10000")
+
+
+def test_the_reference_is_asked_for_the_first_requests_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = PEER.replace('"peer": "1.0"', '"peer": f"{job.max_sequences} {len(job.prompts)}"')
+    monkeypatch.setattr(bench_engine, "REFERENCE", peer(tmp_path, script, "reference"))
+    some = replace(job(tmp_path), max_sequences=64)
+    reference = answered_plainly(some, checking(1), print)
+    assert reference.answers == ((7, 7, 7),)
+    assert (reference.check.requests, reference.check.output_tokens) == (1, 3)
+    assert reference.check.versions["peer"] == "1 1"
+    # More than there are is all that there are; none is nobody asked.
+    assert answered_plainly(some, checking(16), print).answers == ((7, 7, 7), (7, 7))
+    assert answered_plainly(some, checking(0), print).answers == ()
+
+
+@pytest.mark.parametrize("program", [DIES, TALKS])
+def test_a_reference_that_fails_leaves_the_others_to_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr("uellm_cli.bench.workers.GRACE_S", 0.5)
+    entrant = Entrant("reference", (sys.executable, "-c", program))
+    monkeypatch.setattr(bench_engine, "REFERENCE", entrant)
+    said: list[str] = []
+    reference = answered_plainly(job(tmp_path), checking(2), said.append)
+    assert reference.answers == ()
+    assert reference.check.failure
+    assert "answers are not compared" in said[-1]
+
+
+def checking(count: int) -> EngineBench:
+    return EngineBench(("small",), ("float32",), threads=1, check=count, timeout_s=30)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import REPOSITORY
-from uellm_cli.bench.workload import (
-    Work,
-    from_requests,
-    from_trace,
-    heavy_tailed,
-    longest_first,
-)
+from uellm_cli.bench.workload import from_requests, from_trace, heavy_tailed
 from uellm_cli.errors import RequestFileError, UsageError
 
 
@@ -36,11 +30,6 @@ def test_lengths_have_a_heavy_tail_and_ids_are_of_the_vocabulary() -> None:
     assert 30 < statistics.median(outputs) < 50
     assert max(outputs) > 5 * statistics.median(outputs)
     assert all(10 <= token < 8182 for work in works for token in work.prompt_token_ids)
-
-
-def test_the_longest_come_first_and_equals_stay_in_order() -> None:
-    works = [Work((1,), output_tokens) for output_tokens in (5, 9, 5, 7)]
-    assert longest_first(works) == [1, 3, 0, 2]
 
 
 def azure_trace(path: Path, rows: list[tuple[int, int]]) -> Path:

@@ -469,8 +469,8 @@ def test_of_a_beginning_what_most_requests_share_is_let_go_last(
 def test_pages_that_rows_share_are_counted_once_where_room_is_looked_for(
     work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Five pages of all and one of each: alone, two of six pages each would fit into 16.
-    engine = start(tiny_llm, room(pages=16, rows=6))
+    # Five pages of all and one of each: alone, one of six pages would fit into 11.
+    engine = start(tiny_llm, room(pages=11, rows=6))
     rows: list[int] = []
     watch(engine, monkeypatch, lambda step: rows.append(step.rows))
     found = answers(engine, asking(work, 6))
@@ -551,8 +551,8 @@ def test_an_answer_that_fails_fails_the_others_of_its_request_and_no_more(
     def poisoned(step: Step) -> torch.Tensor:
         drawn = logits(step)
         steps.append(step.rows)
-        if len(steps) == 4:
-            drawn[number] = torch.nan
+        if len(steps) in (4, 5):  # with others, and alone
+            drawn[number if len(steps) == 4 else 0] = torch.nan
         return drawn
 
     monkeypatch.setattr(engine.packed, "logits", poisoned)
@@ -575,9 +575,78 @@ def test_rows_are_looked_at_alone_until_the_one_at_fault_is_found(
     found = answers(engine, [of_length(work[0], 3), odd, *(of_length(r, 3) for r in work[1:])])
     assert found["odd"].failure is not None
     assert found["odd"].failure.message == "odd"
-    # All, again all, the first alone with its three tokens, the one at fault, and the rest.
-    assert rows == [5, 5, 1, 1, 1, 1, 3, 3, 3]
+    # All, again all, the first alone with one token, the one at fault, and the rest.
+    assert rows == [5, 5, 1, 1, 4, 4, 3]
     assert timing_of(found["0"]).preemptions == 2
+
+
+def test_scores_that_were_lost_once_are_computed_again(
+    work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(tiny_llm, room())
+    requests = [of_length(request, 6) for request in work]
+    free = answers(engine, requests)
+    logits = engine.packed.logits
+    rows: list[int] = []
+
+    def poisoned(step: Step) -> torch.Tensor:
+        drawn = logits(step)
+        rows.append(step.rows)
+        if len(rows) == 3:
+            drawn[1] = torch.nan
+        return drawn
+
+    monkeypatch.setattr(engine.packed, "logits", poisoned)
+    found = answers(engine, requests)
+    assert {n: texts(c) for n, c in found.items()} == {n: texts(c) for n, c in free.items()}
+    assert rows == [4, 4, 4, 1, 4, 4, 4]
+    assert [timing_of(found[str(i)]).preemptions for i in range(4)] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_who_begins_like_one_at_fault_in_the_same_step_is_still_answered(
+    kernels: str, work: list[EngineRequest], tiny_llm: str
+) -> None:
+    engine = start(tiny_llm, room(), kernels=kernels)
+    good = asking(work, 3)
+    free = answers(start(tiny_llm, room(), kernels=kernels), good)
+    bad = replace(good[0], custom_id="bad", prompt_token_ids=(*SYSTEM, ODD, 5))
+    break_at(engine, ODD, no_numbers)
+    found = answers(engine, [bad, *good])
+    assert found.pop("bad").failure is not None
+    assert {n: texts(c) for n, c in found.items()} == {n: texts(c) for n, c in free.items()}
+
+
+def test_what_fits_in_no_memory_fails_before_it_holds_up_others(
+    work: list[EngineRequest], tiny_llm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(tiny_llm, room(pages=8))
+    counted = count_tokens(engine, monkeypatch)
+    long = replace(of_length(work[0], 2, "long"), prompt_token_ids=(50,) * (8 * PAGE + 1))
+    short = [replace(of_length(r, 2), prompt_token_ids=(50,) * 5) for r in work]
+    done = list(engine.run(in_batches([short[0], long, *short[1:]])))
+    assert done[0].custom_id == "long"
+    assert done[0].failure is not None
+    assert done[0].failure.code == "out_of_memory"
+    assert [completion.failure for completion in done[1:]] == [None] * 4
+    assert counted == [4 * 5, 4]
+
+
+def test_an_engine_that_was_interrupted_knows_no_beginning_that_it_never_computed(
+    work: list[EngineRequest], tiny_llm: str
+) -> None:
+    engine = start(tiny_llm, room())
+    requests = asking(work, 2)
+
+    def interrupt(_: Step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        watch(engine, patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            answers(engine, requests)
+    found, free = answers(engine, requests), answers(start(tiny_llm, room()), requests)
+    assert {n: texts(c) for n, c in found.items()} == {n: texts(c) for n, c in free.items()}
 
 
 def test_a_step_that_memory_did_not_hold_makes_the_next_ones_smaller(

@@ -7,8 +7,11 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uellm_cli.engines.inflight import native
-from uellm_cli.engines.inflight.native import build, library
+from uellm_cli.engines.inflight import native, packed
+from uellm_cli.engines.inflight.attention import PackedAttention
+from uellm_cli.engines.inflight.native import library
+from uellm_cli.engines.inflight.native_attention import NativeAttention
 
 COMPILER = os.environ.get("CXX") or next(
     (name for name in ("c++", "g++", "clang++") if shutil.which(name)), None
 )
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 LEVELS = native.machine_levels()
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = native.DTYPES
 BF16_ULP = 2.0**-7
 
 
@@ -403,20 +408,10 @@ def test_rms_norm_is_llamas(level: str, dtype: torch.dtype, shape: tuple[int, ..
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 2), (3, 60), (9, 5000)])
-def test_gated_activations_are_torchs(
-    level: str, dtype: torch.dtype, shape: tuple[int, int]
-) -> None:
+def test_silu_mul_is_torchs(level: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     gate_up = (torch.randn(shape) * 20).to(dtype)
     gate, up = gate_up.chunk(2, dim=-1)
     assert_close(kernels(level).silu_mul(gate_up), F.silu(gate) * up, ulps=2)
-    expected = F.gelu(gate, approximate="tanh") * up
-    if dtype == torch.float32:  # torch's own is no better than 1e-6 where tanh nears -1
-        expected = F.gelu(gate.double(), approximate="tanh") * up.double()
-        torch.testing.assert_close(
-            kernels(level).gelu_tanh_mul(gate_up).double(), expected, rtol=1e-5, atol=1e-5
-        )
-    else:
-        assert_close(kernels(level).gelu_tanh_mul(gate_up), expected, ulps=2)
 
 
 @pytest.mark.usefixtures("_two_threads")
@@ -448,119 +443,140 @@ def test_argmax_finds_what_torch_finds_among_infinities_and_nan(
     torch.testing.assert_close(values, logits.amax(-1), rtol=0, atol=0, equal_nan=True)
 
 
-# --- building and loading -------------------------------------------------------------------------
+# --- threads and their memory ---------------------------------------------------------------------
 
 
-ANSWER = 'extern "C" __attribute__((visibility("default"))) int answer() { return 42; }'
+# 1e-40, made of its bits: who flushes denormals cannot write one down. Enough of them that torch
+# shares them out, in whole rows, over two threads and over four.
+DENORMALS = torch.full((64, 4096), 71362, dtype=torch.int32).view(torch.float32)
 
 
-@pytest.fixture
-def quick_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Builds take no time to speak of, and go to the folder that is returned."""
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / build.MAIN_SOURCE).write_text(ANSWER)
-    monkeypatch.setattr(build, "SOURCES", source)
-    monkeypatch.setenv("UELLM_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "kernels"
+def zeros_of_a_product() -> set[bool]:
+    """Whether rows of a product of `DENORMALS` are zero, of each thread's rows."""
+    product = (DENORMALS * 1.0).view(torch.int32)
+    return {*(product == 0).any(1).tolist(), *(product == 0).all(1).tolist()}
 
 
-def built(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def every_thread_flushes() -> bool:
+    (answer,) = zeros_of_a_product()
+    return answer
 
 
-def test_kernels_are_built_once_and_leave_nothing_else(quick_build: Path) -> None:
-    assert build.open_library("generic").answer() == 42
-    (only,) = quick_build.iterdir()
-    written = only.stat().st_mtime_ns
-    assert build.open_library("generic").answer() == 42
-    (only,) = quick_build.iterdir()
-    assert only.stat().st_mtime_ns == written
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("level", LEVELS)
+def test_denormals_are_zero_in_every_thread_inside_and_themselves_outside(level: str) -> None:
+    assert not every_thread_flushes()
+    with kernels(level).without_denormals():
+        assert every_thread_flushes()
+    assert not every_thread_flushes()
 
 
-def test_changed_source_or_level_is_another_file(quick_build: Path) -> None:
-    build.open_library("generic")
-    source = build.SOURCES / build.MAIN_SOURCE
-    source.write_text(source.read_text().replace("42", "43"))
-    assert build.open_library("generic").answer() == 43
-    assert len(built(quick_build)) == 2
+@pytest.mark.usefixtures("_two_threads")
+def test_denormals_come_back_after_an_error() -> None:
+    with pytest.raises(KeyError), kernels(LEVELS[-1]).without_denormals():
+        raise KeyError
+    assert not every_thread_flushes()
 
 
-def test_builds_at_the_same_time_do_not_disturb_each_other(quick_build: Path) -> None:
-    answers: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(build.open_library("generic").answer()))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [42] * 4
-    assert len(built(quick_build)) == 1
+@pytest.mark.usefixtures("_two_threads")
+def test_threads_that_join_inside_see_denormals_outside() -> None:
+    with kernels(LEVELS[-1]).without_denormals():
+        torch.set_num_threads(4)
+        assert every_thread_flushes()
+    assert not every_thread_flushes()
 
 
-def test_cache_that_cannot_be_written_is_done_without(quick_build: Path) -> None:
-    quick_build.parent.write_text("a file where the folder should be")
-    assert build.open_library("generic").answer() == 42
+def packed_without_kernels() -> AbstractContextManager[None]:
+    return packed._without_denormals()
 
 
-def test_file_that_is_no_library_is_done_without(quick_build: Path) -> None:
-    build.open_library("generic")
-    (only,) = quick_build.iterdir()
-    only.unlink()  # not overwritten: it is mapped into this process
-    only.write_bytes(b"")
-    assert build.open_library("generic").answer() == 42
+def packed_with_kernels() -> AbstractContextManager[None]:
+    return kernels(LEVELS[-1]).without_denormals()
 
 
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [
-        ("/bin/false", "failed with exit status 1"),
-        ("/no/such/compiler", "cannot be run"),
-        ("'", "is no command"),
-    ],
-)
-@pytest.mark.usefixtures("_forgotten")
-def test_broken_compiler_means_no_kernels_and_a_reason(
-    compiler: str, reason: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("without", [packed_without_kernels, packed_with_kernels])
+@pytest.mark.parametrize("was_set", [False, True])
+def test_caller_that_flushed_denormals_before_flushes_them_after(
+    without: Callable[[], AbstractContextManager[None]], was_set: bool
 ) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    assert native.load() is None
-    assert reason in str(native.why_not())
+    small = DENORMALS[0, :1]
+    torch.set_flush_denormal(was_set)
+    try:
+        with without():
+            assert float(small * 1.0) == 0.0
+        assert (float(small * 1.0) == 0.0) is was_set
+    finally:
+        torch.set_flush_denormal(False)
 
 
-@pytest.mark.usefixtures("_forgotten")
-def test_source_that_does_not_compile_means_no_kernels_and_the_first_error(
-    quick_build: Path,
-) -> None:
-    (build.SOURCES / build.MAIN_SOURCE).write_text("int x = ;")
-    assert native.load() is None
-    assert "error" in str(native.why_not())
-    assert built(quick_build) == []
-
-
-@pytest.mark.usefixtures("_forgotten")
-def test_no_compiler_at_all_means_no_kernels_and_a_reason(
+@pytest.mark.usefixtures("_two_threads")
+def test_model_with_the_kernels_computes_its_steps_without_denormals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert native.load() is None
-    assert "no C++ compiler" in str(native.why_not())
+    seen: list[bool] = []
+
+    def model(**_: object) -> Any:
+        seen.append(every_thread_flushes())
+        return SimpleNamespace(logits=torch.zeros(1, 1, 1))
+
+    monkeypatch.setattr(packed, "use_attention", lambda *_: None)
+    model_like: Any = model
+    model_like.device = torch.device("cpu")
+    attention = PackedAttention([], NativeAttention(kernels(LEVELS[-1])))
+    step: Any = SimpleNamespace(token_ids=None, positions=None, drawn_at=torch.zeros(1))
+    cache: Any = SimpleNamespace(groups=[], layers={})
+    packed.PackedModel(model_like, attention, cache).logits(step)
+    assert seen == [True]
+    assert not every_thread_flushes()
 
 
-@pytest.mark.usefixtures("_forgotten")
-def test_compiler_that_never_ends_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
-    slow.chmod(0o755)
-    monkeypatch.setenv("CXX", str(slow))
-    monkeypatch.setattr(build, "TIMEOUT_S", 0.2)
-    assert native.load() is None
-    assert "more than 0.2 s" in str(native.why_not())
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def growth(calls: int, call: Callable[[int], object]) -> int:
+    """By how many bytes `call` makes this process grow, once it has been called some times."""
+    for number in range(10):
+        call(number)
+    before = resident_bytes()
+    for number in range(calls):
+        call(number)
+    return resident_bytes() - before
+
+
+# Each thread's part of the scratch memory is a quarter of a megabyte.
+HUNGRY = Case([(200, 200)], k_dim=256, v_dim=256)
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
+
+
+@needs_proc
+@pytest.mark.usefixtures("_two_threads")
+def test_threads_that_come_and_go_take_no_memory_with_them() -> None:
+    inputs = Inputs(HUNGRY)
+
+    def attend(number: int) -> None:
+        # libgomp ends the threads that a smaller team leaves out: two, each time.
+        torch.set_num_threads(2 if number % 2 else 4)
+        inputs.attended(LEVELS[-1])
+
+    assert growth(200, attend) < 15e6
+
+
+@needs_proc
+def test_callers_that_end_give_their_memory_back() -> None:
+    inputs = Inputs(HUNGRY)
+
+    def attend(_: int) -> None:
+        caller = threading.Thread(target=inputs.attended, args=(LEVELS[-1],))
+        caller.start()
+        caller.join()
+
+    assert growth(200, attend) < 50e6  # of more than 100 MB that they have used
+
+
+# --- loading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("wanted", "reason"), [("off", "switched off"), ("sse9", "none of")])
@@ -579,7 +595,7 @@ def test_environment_chooses_the_level(
 
 @pytest.mark.usefixtures("_two_threads")
 def test_kernels_share_torchs_threads_and_bring_no_openmp_of_their_own() -> None:
-    if library._openmp()[0] is None:
+    if library._openmp() is None:
         pytest.skip("this torch has no GOMP_parallel")
     maps = Path("/proc/self/maps")
     before = maps.read_text() if maps.exists() else ""
@@ -593,6 +609,19 @@ def test_kernels_share_torchs_threads_and_bring_no_openmp_of_their_own() -> None
 
     if maps.exists():
         assert runtimes(maps.read_text()) == runtimes(before)
+
+
+@pytest.mark.usefixtures("_two_threads", "_forgotten")
+def test_torch_whose_threads_cannot_be_shared_means_no_kernels_unless_it_has_but_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library, "_openmp", lambda: None)
+    assert native.load() is None
+    assert "no OpenMP runtime" in str(native.why_not())
+    library._attempt.cache_clear()
+    torch.set_num_threads(1)
+    inputs = Inputs(Case(MIXED))
+    assert_close(inputs.attended(LEVELS[-1]), inputs.expected())
 
 
 def test_case_builder_itself_gives_rows_the_pages_they_need() -> None:

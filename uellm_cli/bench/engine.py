@@ -3,27 +3,31 @@
 What is compared is alike: weights, prompts as token ids, greedy answers and their lengths,
 threads, the most sequences at a time and memory for their KV cache. Rounds are interleaved and
 their order turns, so that a busy moment of the machine hits everybody; each engine is a process
-that waits while others are measured. Only tokens that were asked for count. Who fails is in the
-table with the reason.
+that waits while others are measured. Only tokens that were asked for count, and before all rounds
+plain transformers answers the first few requests, for the others' answers to be compared with. Who
+fails is in the table with the reason.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from uellm_cli.bench import models, workload
+from uellm_cli.bench.agreement import Check, Decode, Reference
 from uellm_cli.bench.entrants import find_entrants
 from uellm_cli.bench.floor import ELEMENT_BYTES, Rates, Sizes, floor_s, measure_rates
 from uellm_cli.bench.machine import describe_machine
+from uellm_cli.bench.order import arranged, order_for, put_back
 from uellm_cli.bench.serve import Job
 from uellm_cli.bench.summary import Row, Showing, fault, summarise
 from uellm_cli.bench.workers import Entrant, Worker, WorkerError
@@ -39,6 +43,7 @@ DEVICES = ("cpu", "cuda")
 BUNDLED_MAX_SEQUENCES = 32
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}
 LEAST_KV_BYTES = 2**30
+REFERENCE = Entrant("reference", (sys.executable, "-m", "uellm_cli.bench.reference"))
 # Engines cut caches into blocks, and the last one of a sequence is half empty.
 KV_ROOM = 1.25
 
@@ -51,7 +56,8 @@ Say = Callable[[str], None]
 class EngineBench:
     """What is asked for; None leaves it to the model. `peers` is the folder of peers, if any.
 
-    `timeout_s` is for a round, a load or a conversion, after which an engine is out.
+    `check` is how many requests' answers are compared with plain transformers'. `timeout_s` is for
+    a round, a load or a conversion, after which an engine is out.
     """
 
     models: tuple[str, ...]
@@ -60,6 +66,7 @@ class EngineBench:
     engines: tuple[str, ...] = ()
     peers: Path | None = None
     rounds: int = 5
+    check: int = 16
     max_sequences: int | None = None
     requests: int | None = None
     lengths: Path | None = None
@@ -87,7 +94,8 @@ class EngineBench:
 class Contest:
     """One model in one dtype: the work, what bounds it, and a row for each engine.
 
-    `floor_s` is None where no engine got so far as to tell how long the answers are.
+    `check` is None where no answers were to be compared, `floor_s` where no engine got so far as to
+    tell how long the answers are.
     """
 
     model: str
@@ -99,6 +107,7 @@ class Contest:
     forced_lengths: bool
     max_sequences: int
     rates: Rates
+    check: Check | None
     floor_s: float | None
     rows: tuple[Row, ...]
 
@@ -153,6 +162,7 @@ def hold(
         measure_rates, asked.device, dtype, asked.threads, sizes, job.max_sequences
     )
 
+    reference = answered_plainly(job, asked, say)
     showings = [Showing(entrant) for entrant in entrants]
     with running(showings, job, asked.timeout_s, say) as workers:
         run_rounds(showings, workers, job, asked, say)
@@ -165,7 +175,6 @@ def hold(
         rates,
         element_bytes=ELEMENT_BYTES[dtype],
         max_sequences=job.max_sequences,
-        prefill_tokens=job.prefill_tokens,
     )
     return Contest(
         model=model,
@@ -177,8 +186,9 @@ def hold(
         forced_lengths=not job.eos_token_ids,
         max_sequences=job.max_sequences,
         rates=rates,
+        check=reference.check if asked.check else None,
         floor_s=floor or None,
-        rows=tuple(summarise(showings, floor or None, dtype, decoder(folder))),
+        rows=tuple(summarise(showings, floor or None, reference, decoder(folder))),
     )
 
 
@@ -239,26 +249,54 @@ def _eos_token_ids(folder: Path) -> list[int]:
 # --- Doing it -------------------------------------------------------------------------------------
 
 
+def answered_plainly(job: Job, asked: EngineBench, say: Say) -> Reference:
+    """The first requests' answers by plain transformers, which is gone when engines start."""
+    count = min(asked.check, len(job.prompts))
+    first = replace(
+        job,
+        max_sequences=1,
+        prompts=job.prompts[:count],
+        output_tokens=job.output_tokens[:count],
+    )
+    check = Check(count, 0, {})
+    if not count:
+        return Reference(check)
+    say(f"transformers answers {count} requests one by one, for comparison")
+    try:
+        with Worker(
+            REFERENCE.command, log_of(REFERENCE, job), environment(job, REFERENCE)
+        ) as worker:
+            versions = worker.begin(first, asked.timeout_s).versions
+            told = worker.round(count, asked.timeout_s)
+            wrong = fault(told, first.output_tokens, forced=not job.eos_token_ids)
+            if wrong is not None:
+                raise WorkerError(wrong)
+    except WorkerError as error:
+        say(f"answers are not compared: {error} (its output: {worker.log})")
+        return Reference(replace(check, failure=str(error)))
+    return Reference(
+        replace(check, output_tokens=sum(told.output_tokens), versions=versions),
+        tuple(map(tuple, told.tokens or ())),
+    )
+
+
 @contextmanager
 def running(
     showings: Sequence[Showing], job: Job, timeout_s: float, say: Say
 ) -> Iterator[dict[str, Worker]]:
     """Workers by name that have loaded, one after the other, and are warm.
 
-    What they print is in the cache's `logs`.
+    Each has the job's requests in its entrant's order.
     """
-    logs = Path(job.cache) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for showing in showings:
             entrant = showing.entrant
-            log = logs / f"{entrant.name.replace(':', '-')}.log"
-            worker = Worker(entrant.command, log, environment(job, entrant))
+            worker = Worker(entrant.command, log_of(entrant, job), environment(job, entrant))
             stack.enter_context(worker)
             try:
-                ready = worker.begin(job, timeout_s)
-                # As many as run together, so that every size of step has been seen.
+                ready = worker.begin(arranged(job, order_for(entrant, job)), timeout_s)
+                # Once as many as run together: what is made at the first steps is made by then.
                 worker.round(min(job.max_sequences, len(job.prompts)), timeout_s)
             except WorkerError as error:
                 _drop(showing, worker, error, say)
@@ -282,16 +320,18 @@ def run_rounds(
         turn = number % max(1, len(left))
         for showing in (*left[turn:], *left[:turn]):
             name = showing.entrant.name
+            order = order_for(showing.entrant, job)
             before = {other: worker.cpu_s() for other, worker in workers.items()}
             try:
                 told = workers[name].round(len(job.prompts), asked.timeout_s)
-                wrong = fault(told, job.output_tokens, forced=not job.eos_token_ids)
+                expected = [job.output_tokens[i] for i in order]
+                wrong = fault(told, expected, forced=not job.eos_token_ids)
                 if wrong is not None:
                     raise WorkerError(wrong)
             except WorkerError as error:
                 _drop(showing, workers.pop(name), error, say)
                 continue
-            showing.rounds.append(told)
+            showing.rounds.append(put_back(told, order))
             for other in showings:
                 if other is not showing and other.entrant.name in workers:
                     idle = workers[other.entrant.name].cpu_s() - before[other.entrant.name]
@@ -306,14 +346,24 @@ def _drop(showing: Showing, worker: Worker, error: WorkerError, say: Say) -> Non
     say(f"{showing.entrant.name} is out: {error} (its output: {worker.log})")
 
 
+def log_of(entrant: Entrant, job: Job) -> Path:
+    """Where what a worker prints is kept."""
+    logs = Path(job.cache) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"{entrant.name.replace(':', '-')}.log"
+
+
 def environment(job: Job, entrant: Entrant) -> dict[str, str]:
-    """The same threads for all; no Hub, and none of uellm's own modules for a peer."""
+    """The same threads for all; no Hub, and none of uellm's own modules for a peer.
+
+    A worker has it from its start, before anything reads it.
+    """
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     threads = str(job.threads)
     return (own if entrant.is_peer else dict(os.environ)) | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # As `uellm run` has it (docs/LOG.md): nothing is lost on an idle machine.
+        # What `uellm run` sets for itself (docs/LOG.md): nothing is lost on an idle machine.
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -330,7 +380,7 @@ def output_lengths(showings: Sequence[Showing], job: Job) -> list[int] | None:
     return next((showing.rounds[-1].output_tokens for showing in showings if showing.rounds), None)
 
 
-def decoder(folder: Path) -> Callable[[Sequence[int]], str]:
+def decoder(folder: Path) -> Decode:
     """Token ids to text, as uellm's engines hand it back."""
     import tokenizers
 

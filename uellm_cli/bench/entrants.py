@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import uellm_cli
 from uellm_cli.bench import serve
-from uellm_cli.bench.worker import LONGEST_FIRST
-from uellm_cli.bench.workers import Entrant
+from uellm_cli.bench.workers import LONGEST_FIRST, Entrant
 from uellm_cli.engines import ENGINES
 from uellm_cli.errors import UsageError
 
 # Takes no time: there is nothing to measure.
 NOT_MEASURED = "simulated"
-# Engines to which the order of requests makes a difference that is theirs to use.
-IN_FLIGHT = ("inflight",)
+# Engines of ours with other options than by default, which take part where they are asked for.
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    # What runs where nothing can be compiled.
+    "inflight:torch": ("inflight", "kernels=torch"),
+}
 
 
 def default_peers() -> Path | None:
@@ -26,40 +29,40 @@ def default_peers() -> Path | None:
 
 
 def find_entrants(names: Sequence[str], peers: Path | None) -> list[Entrant]:
-    """The entrants called `names`; without any, all that there are.
+    """The entrants called `names`; without any, all engines and peers, in arrival order.
 
-    `NAME:longest-first` is uellm's engine NAME, given the requests with the longest answers first.
+    `NAME:longest-first` is NAME, peer or not, given the requests with the longest answers first.
     UsageError for a name that there is not, or a peer that is not installed.
     """
     if peers is not None and not peers.is_dir():
         raise UsageError(f"{peers}: there is no such folder of peers")
-    ours = {entrant.name: entrant for entrant in _ours()}
-    theirs = {entrant.name: entrant for entrant in _peers(peers)}
+    default = {entrant.engine: entrant for entrant in (*_ours(), *_peers(peers))}
     if not names:
-        by_default = [e for e in ours.values() if _is_default(e.name)]
-        return [*by_default, *theirs.values()]
-    known = ours | theirs
-    for name in names:
-        if name not in known:
-            missing = f"; {_why_not(name, peers)}" if peers else ""
-            raise UsageError(
-                f"no engine {name!r} to measure; there are: {', '.join(known)}{missing}"
-            )
-    return [known[name] for name in dict.fromkeys(names)]
+        return list(default.values())
+    known = default | {
+        name: Entrant(name, _command(*arguments)) for name, arguments in VARIANTS.items()
+    }
+    return [_named(name, known, peers) for name in dict.fromkeys(names)]
+
+
+def _named(name: str, known: Mapping[str, Entrant], peers: Path | None) -> Entrant:
+    engine = name.removesuffix(LONGEST_FIRST)
+    if engine not in known:
+        missing = f"; {_why_not(engine, peers)}" if peers else ""
+        raise UsageError(
+            f"no engine {engine!r} to measure; there are: {', '.join(known)}, "
+            f"each also as NAME{LONGEST_FIRST}{missing}"
+        )
+    return replace(known[engine], is_longest_first=engine != name)
 
 
 def _ours() -> list[Entrant]:
-    command = (sys.executable, "-m", "uellm_cli.bench.worker")
     names = [name for name in ENGINES.names() if name != NOT_MEASURED]
-    return [
-        *(Entrant(name, (*command, name)) for name in names),
-        *(Entrant(f"{name}:{LONGEST_FIRST}", (*command, name, LONGEST_FIRST)) for name in names),
-    ]
+    return [Entrant(name, _command(name)) for name in names]
 
 
-def _is_default(name: str) -> bool:
-    engine, _, order = name.partition(":")
-    return not order or engine in IN_FLIGHT
+def _command(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "uellm_cli.bench.worker", *arguments)
 
 
 def _peers(folder: Path | None) -> list[Entrant]:

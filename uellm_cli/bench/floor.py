@@ -1,10 +1,20 @@
 """The seconds below which a machine cannot do the work, whatever the engine.
 
-A step reads every weight and the KV cache of all that is in it, and multiplies each token by each
-weight; it takes at least the longer of the two at the rates that this machine reaches when nothing
-else is to be done. Left out are attention's own arithmetic, activations, sampling, and all that is
-not a matrix: the true bound is higher. Rates are measured on the spot, so the floor moves with the
-machine.
+Two things have to be done, at best at once, so the floor is the longer of them:
+
+- Every prompt token goes through all layers, and every output token through the head; each output
+  token but an answer's last goes through the layers, too. A weight is a multiplication and an
+  addition.
+- A step gives at most one token to each of the sequences that run together. So there are at least
+  as many steps as the longest answer has tokens, and as many as all output tokens take with every
+  seat taken. Each of these steps reads all weights, and for each token but an answer's first the
+  keys and values of the tokens before it.
+
+No schedule is below it: a sum of maxima is no less than the maximum of sums. It says nothing about
+engines that share what texts begin with or guess several tokens ahead; the bench lets none. Left
+out are attention's own arithmetic, activations, sampling, and all that is not a matrix: the true
+bound is higher. Rates are the best that this machine reached in any way that was tried, when
+nothing else was to be done; they are measured on the spot, so the floor moves with the machine.
 """
 
 from __future__ import annotations
@@ -19,8 +29,11 @@ from uellm_cli.types import ModelSpec
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 READ_BYTES = 2**30
-GPU_COPY_BYTES = 2**31
-PREFILL_ROWS = 512
+GPU_READ_BYTES = 2**31
+# Products [rows, inner] x [inner, outer], beside those of the model's own width.
+SHAPES = ((512, 1024, 1024), (512, 1024, 4096))
+OWN_ROWS = 512
+GPU_SHAPES = ((2048, 8192, 8192), (8192, 8192, 8192), (16384, 8192, 8192))
 # Of the turns of a product or a reading the best counts; so many at least, and for so long.
 TURNS = 7
 TURNS_S = 0.2
@@ -53,7 +66,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What this machine reaches: reading memory, and products with few rows and with many.
+    """The best that this machine reaches: reading memory, and products.
 
     `weights_bytes_per_s` is of reading as much as a step reads of weights, again and again: what
     fits into a cache is read faster than memory can be.
@@ -61,22 +74,12 @@ class Rates:
 
     memory_bytes_per_s: float
     weights_bytes_per_s: float
-    decode_flops_per_s: float
-    prefill_flops_per_s: float
+    flops_per_s: float
 
     @property
     def bandwidth_bytes_per_s(self) -> float:
+        """Of whatever a step reads: keys and values may be in a cache where weights are."""
         return max(self.memory_bytes_per_s, self.weights_bytes_per_s)
-
-    @property
-    def flops_per_s(self) -> float:
-        return max(self.decode_flops_per_s, self.prefill_flops_per_s)
-
-
-@dataclass(slots=True)
-class _Row:
-    cached_tokens: int
-    left_tokens: int
 
 
 def floor_s(
@@ -86,48 +89,44 @@ def floor_s(
     *,
     element_bytes: int,
     max_sequences: int,
-    prefill_tokens: int,
 ) -> float:
-    """Seconds of an in-flight schedule, longest answer first, in which every step is at its bound.
+    """Seconds that no engine can be below; `lengths` are (prompt tokens, output tokens)."""
+    works = [(prompt, made) for prompt, made in lengths if made]
+    output_tokens = sum(made for _, made in works)
+    through_layers = sum(prompt + made - 1 for prompt, made in works)
+    flops = 2.0 * (through_layers * sizes.layer_parameters + output_tokens * sizes.head_parameters)
+    read = least_steps([made for _, made in works], max_sequences) * sizes.parameters
+    # Of a prompt's tokens, then of one more each time; the first token is made while they are.
+    cached_tokens = sum(prompt * (made - 1) + math.comb(made - 1, 2) for prompt, made in works)
+    read += cached_tokens * sizes.kv_values_per_token
+    return max(flops / rates.flops_per_s, read * element_bytes / rates.bandwidth_bytes_per_s)
 
-    `lengths` are (prompt tokens, output tokens). A prompt is computed whole, in the step that makes
-    its first token.
-    """
-    waiting = sorted(lengths, key=lambda length: length[1])
-    rows: list[_Row] = []
-    seconds = 0.0
-    while waiting or rows:
-        flops = 2.0 * len(rows) * sizes.parameters
-        cached_tokens = sum(row.cached_tokens for row in rows)
-        room = prefill_tokens
-        while waiting and len(rows) < max_sequences and (room >= waiting[-1][0] or not rows):
-            prompt_tokens, output_tokens = waiting.pop()
-            room -= prompt_tokens
-            flops += 2.0 * (prompt_tokens * sizes.layer_parameters + sizes.head_parameters)
-            rows.append(_Row(prompt_tokens, output_tokens))
-        read = (sizes.parameters + cached_tokens * sizes.kv_values_per_token) * element_bytes
-        seconds += max(read / rates.bandwidth_bytes_per_s, flops / rates.flops_per_s)
-        for row in rows:
-            row.cached_tokens += 1
-            row.left_tokens -= 1
-        rows = [row for row in rows if row.left_tokens > 0]
-    return seconds
+
+def least_steps(output_tokens: list[int], max_sequences: int) -> int:
+    """Steps in which so many answers can be made at best, `max_sequences` tokens at a time."""
+    return max(max(output_tokens, default=0), -(-sum(output_tokens) // max_sequences))
 
 
 def measure_rates(device: str, dtype: str, threads: int, sizes: Sizes, rows: int) -> Rates:
-    """The best of several turns of each; `rows` are of a decode step. Takes a few seconds."""
+    """The best of several turns of each way; `rows` are of a decode step. Takes some seconds."""
     import torch
 
-    if device == "cuda":
-        return _gpu_rates(torch, getattr(torch, dtype), rows)
-    torch.set_num_threads(threads)
+    kind = getattr(torch, dtype)
     weights = sizes.parameters * ELEMENT_BYTES[dtype]
     with torch.inference_mode():
+        if device == "cuda":
+            return Rates(
+                _gpu_bytes_per_s(torch, GPU_READ_BYTES),
+                _gpu_bytes_per_s(torch, min(weights, GPU_READ_BYTES)),
+                max(_gpu_flops_per_s(torch, kind, *shape) for shape in GPU_SHAPES),
+            )
+        torch.set_num_threads(threads)
+        width = sizes.hidden_size
+        own = [(count, width, 4 * width) for count in (rows, OWN_ROWS)]
         return Rates(
             _read_bytes_per_s(torch, READ_BYTES),
             _read_bytes_per_s(torch, weights),
-            _linear_flops_per_s(torch, dtype, rows, sizes.hidden_size),
-            _linear_flops_per_s(torch, dtype, PREFILL_ROWS, sizes.hidden_size),
+            max(_linear_flops_per_s(torch, kind, *shape) for shape in (*own, *SHAPES)),
         )
 
 
@@ -137,16 +136,14 @@ def _read_bytes_per_s(torch: Any, size: int) -> float:
     return float(values.nbytes / min(_best_s(way) for way in ways))
 
 
-def _linear_flops_per_s(torch: Any, dtype: str, rows: int, width: int) -> float:
-    """The fastest way known of a product [rows, width] x [width, 4 width].
+def _linear_flops_per_s(torch: Any, kind: Any, rows: int, inner: int, outer: int) -> float:
+    """The fastest way known of a product [rows, inner] x [inner, outer].
 
     oneDNN with weights laid out beforehand is several times faster than `F.linear` on some
     processors; torch has it without a name of its own.
     """
-    kind = getattr(torch, dtype)
-    outer = 4 * width
-    x = torch.randn(rows, width).to(kind)
-    weight = torch.randn(outer, width).to(kind)
+    x = torch.randn(rows, inner).to(kind)
+    weight = torch.randn(outer, inner).to(kind)
     onednn = torch.ops.mkldnn
     ways: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
     for laid_out_for in (rows, None):
@@ -156,22 +153,24 @@ def _linear_flops_per_s(torch: Any, dtype: str, rows: int, width: int) -> float:
         except (RuntimeError, AttributeError):  # not built in, or not for this dtype
             continue
         ways.append(lambda p=packed: onednn._linear_pointwise(x, p, None, "none", [], ""))  # type: ignore[misc]
-    return 2.0 * rows * width * outer / min(_best_s(way) for way in ways)
+    return 2.0 * rows * inner * outer / min(_best_s(way) for way in ways)
 
 
-def _gpu_rates(torch: Any, dtype: Any, rows: int) -> Rates:
-    source = torch.empty(GPU_COPY_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
+def _gpu_bytes_per_s(torch: Any, size: int) -> float:
+    """Read alone, or read by one and written by another half."""
     wait = torch.cuda.synchronize
-    copy_s = _best_s(lambda: (target.copy_(source), wait()))
-    weight = torch.randn(8192, 8192, dtype=dtype, device="cuda")
+    values = torch.ones(max(2, size // 4), device="cuda")
+    half = len(values) // 2
+    reading_s = min(_best_s(lambda way=way: (way(), wait())) for way in (values.sum, values.amax))  # type: ignore[misc]
+    copying_s = _best_s(lambda: (values[:half].copy_(values[-half:]), wait()))
+    return float(max(values.nbytes / reading_s, 2 * half * 4 / copying_s))
 
-    def flops_per_s(rows: int) -> float:
-        x = torch.randn(rows, 8192, dtype=dtype, device="cuda")
-        return float(2.0 * rows * 8192**2 / _best_s(lambda: (x @ weight, wait())))
 
-    bytes_per_s = 2 * GPU_COPY_BYTES / copy_s
-    return Rates(bytes_per_s, bytes_per_s, flops_per_s(rows), flops_per_s(8192))
+def _gpu_flops_per_s(torch: Any, kind: Any, rows: int, inner: int, outer: int) -> float:
+    wait = torch.cuda.synchronize
+    x = torch.randn(rows, inner, dtype=kind, device="cuda")
+    weight = torch.randn(inner, outer, dtype=kind, device="cuda")
+    return 2.0 * rows * inner * outer / _best_s(lambda: (x @ weight, wait()))
 
 
 def _best_s(work: Callable[[], object]) -> float:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from uellm_cli.bench.agreement import Decode, Reference, agreement
 from uellm_cli.bench.workers import Entrant, Round
+from uellm_cli.engines import DEFAULT_ENGINE
 
-# Whose answers the others' are compared with, in this order; both are transformers' `generate`.
-REFERENCES = ("transformers_static", "static")
-# Bfloat16 answers part at near-ties, which says nothing about an engine.
-COMPARED_DTYPE = "float32"
+# Whose speed the others' are told in multiples of.
+OURS = DEFAULT_ENGINE
 
 
 @dataclass(slots=True)
@@ -36,8 +36,9 @@ class Row:
     """One engine in the table; figures are None where it has none.
 
     `tokens_per_s` is of output tokens, prompts not counted, at the median of `round_s`. `relative`
-    is the median over rounds of its speed over that of uellm's best. `agreement` is the share of
-    requests with the reference's very tokens. `idle_cpus` is how many processors it kept busy while
+    is the median over rounds of its speed over that of uellm's own engine, `OURS`, in the same
+    order of requests; None where that does not take part. `agreement` is the share of output tokens
+    that are the reference's (`agreement.py`). `idle_cpus` is how many processors it kept busy while
     others were measured.
     """
 
@@ -73,25 +74,22 @@ def fault(told: Round, output_tokens: Sequence[int], forced: bool) -> str | None
 
 
 def summarise(
-    showings: Sequence[Showing],
-    floor_s: float | None,
-    dtype: str,
-    decode: Callable[[Sequence[int]], str],
+    showings: Sequence[Showing], floor_s: float | None, reference: Reference, decode: Decode
 ) -> list[Row]:
     """Rows in the order of `showings`; `decode` makes a text of token ids."""
-    best = _best_of_ours(showings)
-    texts = {showing.entrant.name: _texts(showing, decode) for showing in showings}
-    expected = None
-    if dtype == COMPARED_DTYPE:
-        expected = next((texts[name] for name in REFERENCES if texts.get(name)), None)
     return [
-        _row(showing, floor_s, best, _agreement(texts[showing.entrant.name], expected))
+        _row(
+            showing,
+            floor_s,
+            _ours_beside(showing, showings),
+            agreement(showing.rounds, reference, decode),
+        )
         for showing in showings
     ]
 
 
 def _row(
-    showing: Showing, floor_s: float | None, best: Showing | None, agreement: float | None
+    showing: Showing, floor_s: float | None, ours: Showing | None, agreement: float | None
 ) -> Row:
     rounds = showing.rounds
     seconds = tuple(each.seconds for each in rounds)
@@ -111,7 +109,7 @@ def _row(
         times_floor=median_s / floor_s if median_s is not None and floor_s else None,
         ttft_p50_s=_quantile(ttft_s, 0.5),
         ttft_p99_s=_quantile(ttft_s, 0.99),
-        relative=_relative(rounds, best.rounds) if best is not None else None,
+        relative=_relative(rounds, ours.rounds) if ours is not None else None,
         agreement=agreement,
         idle_cpus=showing.idle_cpu_s / showing.idle_s if showing.idle_s else None,
         failure=showing.failure,
@@ -122,31 +120,27 @@ def _tokens_per_s(told: Round) -> float:
     return sum(told.output_tokens) / told.seconds
 
 
-def _best_of_ours(showings: Sequence[Showing]) -> Showing | None:
-    """The fastest of uellm's own at its median round, among those that went all the way."""
-    ours = [s for s in showings if s.rounds and not s.entrant.is_peer and s.failure is None]
-    medians = {id(s): statistics.median(map(_tokens_per_s, s.rounds)) for s in ours}
-    return max(ours, key=lambda s: medians[id(s)], default=None)
+def _ours_beside(showing: Showing, showings: Sequence[Showing]) -> Showing | None:
+    """uellm's engine in the order of requests that `showing` had, if it went all the way."""
+    same_order = showing.entrant.is_longest_first
+    return next(
+        (
+            other
+            for other in showings
+            if other.entrant.engine == OURS
+            and not other.entrant.is_peer
+            and other.entrant.is_longest_first == same_order
+            and other.failure is None
+        ),
+        None,
+    )
 
 
-def _relative(rounds: Sequence[Round], best: Sequence[Round]) -> float | None:
+def _relative(rounds: Sequence[Round], ours: Sequence[Round]) -> float | None:
     """Round by round, so that a busy moment of the machine counts against neither."""
-    pairs = zip(rounds, best, strict=False)
+    pairs = zip(rounds, ours, strict=False)
     ratios = [_tokens_per_s(one) / _tokens_per_s(other) for one, other in pairs]
     return statistics.median(ratios) if ratios else None
-
-
-def _texts(showing: Showing, decode: Callable[[Sequence[int]], str]) -> list[str] | None:
-    if not showing.rounds:
-        return None
-    last = showing.rounds[-1]
-    return last.texts if last.tokens is None else [decode(ids) for ids in last.tokens]
-
-
-def _agreement(texts: Sequence[str] | None, expected: Sequence[str] | None) -> float | None:
-    if texts is None or expected is None:
-        return None
-    return statistics.fmean(a == b for a, b in zip(texts, expected, strict=True))
 
 
 def _quantile(values: Sequence[float], level: float) -> float | None:

@@ -1,6 +1,6 @@
 """One of uellm's own engines, in a process of its own.
 
-    python -m uellm_cli.bench.worker NAME [longest-first]
+    python -m uellm_cli.bench.worker NAME [OPTION=VALUE...]
 
 The engine is built, started and asked as a run does it, through the Protocols alone. It hands back
 texts, so its seconds have in them what a peer is spared that hands back ids.
@@ -9,17 +9,17 @@ texts, so its seconds have in them what a peer is spared that hands back ids.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from uellm_cli.bench.serve import Job, Run, serve
-from uellm_cli.bench.workload import Work, longest_first
-from uellm_cli.clock import SystemClock
-from uellm_cli.engines import ENGINES, EngineContext
+from uellm_cli.clock import Clock, SystemClock
+from uellm_cli.engines import DEFAULT_ENGINE, ENGINES, EngineContext
 from uellm_cli.types import (
     Budget,
     Completion,
+    Engine,
     EngineBatch,
     EngineRequest,
     SamplingParams,
@@ -27,22 +27,41 @@ from uellm_cli.types import (
     StepTimes,
 )
 
-LONGEST_FIRST = "longest-first"
 NO_STEP_TIMES = StepTimes(0.0, 0.0, 0.0, 0.0, Source.ASSUMED)
 
 
-def load_engine(name: str, order: str | None, job: Job) -> tuple[Run, dict[str, str]]:
-    """The engine `name`, which is given the requests as they come, or the longest first."""
+def load_engine(name: str, options: Mapping[str, str], job: Job) -> tuple[Run, dict[str, str]]:
+    """The engine `name` with these options beside those that make it comparable."""
+    import torch
+
+    clock = SystemClock()
+    started_s = clock.now_s()
+    engine = start_engine(name, options, job, clock, started_s)
+    requests = engine_requests(job)
+
+    def run(count: int) -> dict[str, Any]:
+        began_s = clock.now_s()
+        batches = in_batches(requests[:count], job.max_sequences)
+        done = {completion.custom_id: completion for completion in engine.run(batches)}
+        seconds = clock.now_s() - began_s
+        return answer([done[str(i)] for i in range(count)], seconds, began_s - started_s)
+
+    versions = {"uellm": version("uellm"), "torch": torch.__version__}
+    return run, versions | ({"kernels": kernels_of(engine)} if name == DEFAULT_ENGINE else {})
+
+
+def start_engine(
+    name: str, options: Mapping[str, str], job: Job, clock: Clock, started_s: float
+) -> Engine:
+    """Loaded and ready; its timings count from `started_s` on `clock`."""
     import torch
 
     torch.set_num_threads(job.threads)
-    clock = SystemClock()
-    started_s = clock.now_s()
-    options = {"dtype": job.dtype}
-    if name == "inflight":
+    own = {"dtype": job.dtype}
+    if name == DEFAULT_ENGINE:
         # Rounds repeat their prompts, and no peer is allowed to remember them either.
-        options["share_prefixes"] = "false"
-    engine = ENGINES.build(name, options).start(
+        own["share_prefixes"] = "false"
+    return ENGINES.build(name, {**own, **options}).start(
         EngineContext(
             model=job.model,
             device_map={"": "cpu" if job.device == "cpu" else 0},
@@ -53,40 +72,48 @@ def load_engine(name: str, order: str | None, job: Job) -> tuple[Run, dict[str, 
             step_times=NO_STEP_TIMES,
             loading_s=0.0,
             seed=0,
+            note=lambda text: print(f"note: {text}", file=sys.stderr),  # noqa: T201 - its log
         )
     )
 
-    def run(count: int) -> dict[str, Any]:
-        requests = engine_requests(job, order, count)
-        began_s = clock.now_s()
-        done = {c.custom_id: c for c in engine.run(in_batches(requests, job.max_sequences))}
-        seconds = clock.now_s() - began_s
-        return answer([done[str(i)] for i in range(count)], seconds, began_s - started_s)
 
-    return run, {"uellm": version("uellm"), "torch": torch.__version__}
+def kernels_of(engine: Engine) -> str:
+    """What the in-flight engine's attention runs on: the level of its compiled kernels, or torch.
+
+    RuntimeError where the model is served by another engine, whose speed this name is not for.
+    """
+    from uellm_cli.engines.inflight.engine import InflightEngine
+    from uellm_cli.engines.inflight.native_attention import NativeAttention
+    from uellm_cli.engines.inflight.packed import PackedModel
+
+    if not isinstance(engine, InflightEngine):
+        raise RuntimeError("this model does not run in flight")
+    if not isinstance(engine.packed, PackedModel):
+        return "CUDA graphs"
+    backend = engine.packed.attention.backend
+    if isinstance(backend, NativeAttention):
+        return backend.kernels.level
+    return type(backend).__name__.removesuffix("Attention").lower()
 
 
-def engine_requests(job: Job, order: str | None, count: int) -> list[EngineRequest]:
-    """The job's first requests, named by their place in it, in the order of handing over."""
-    works = [
-        Work(tuple(prompt), output_tokens)
-        for prompt, output_tokens in zip(job.prompts, job.output_tokens, strict=True)
-    ][:count]
-    positions = longest_first(works) if order == LONGEST_FIRST else range(len(works))
+def engine_requests(job: Job) -> list[EngineRequest]:
+    """The job's requests, named by their place in it."""
     forced = not job.eos_token_ids
     return [
         EngineRequest(
             str(i),
-            works[i].prompt_token_ids,
-            works[i].output_tokens,
+            tuple(prompt),
+            output_tokens,
             SamplingParams(
-                max_tokens=works[i].output_tokens,
-                min_tokens=works[i].output_tokens if forced else 0,
+                max_tokens=output_tokens,
+                min_tokens=output_tokens if forced else 0,
                 ignore_eos=forced,
                 temperature=0.0,
             ),
         )
-        for i in positions
+        for i, (prompt, output_tokens) in enumerate(
+            zip(job.prompts, job.output_tokens, strict=True)
+        )
     ]
 
 
@@ -109,8 +136,9 @@ def answer(done: Sequence[Completion], seconds: float, began_s: float) -> dict[s
 
 
 def main() -> None:
-    name, order = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
-    serve(lambda job: load_engine(name, order, job))
+    name, *given = sys.argv[1:]
+    options = dict(option.split("=", 1) for option in given)
+    serve(lambda job: load_engine(name, options, job))
 
 
 if __name__ == "__main__":

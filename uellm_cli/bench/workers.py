@@ -18,6 +18,8 @@ import psutil
 
 from uellm_cli.bench.serve import Job
 
+# What follows an engine's name where it is given the requests with the longest answers first.
+LONGEST_FIRST = ":longest-first"
 GRACE_S = 5.0
 SHOWN_CHARACTERS = 200
 
@@ -44,11 +46,17 @@ AnswerT = TypeVar("AnswerT", Ready, Round)
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """An engine that takes part, and the command that is its worker."""
+    """An engine that takes part, the command that is its worker, and the order it is given."""
 
-    name: str
+    engine: str
     command: tuple[str, ...]
     is_peer: bool = False
+    is_longest_first: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table, and asked for by."""
+        return f"{self.engine}{LONGEST_FIRST}" if self.is_longest_first else self.engine
 
 
 class WorkerError(Exception):

@@ -83,11 +83,6 @@ def from_requests(path: Path, model: Path, context_tokens: int, count: int | Non
     return works
 
 
-def longest_first(works: Sequence[Work]) -> list[int]:
-    """Positions of `works` by falling output length; the order that wastes least at the end."""
-    return sorted(range(len(works)), key=lambda i: -works[i].output_tokens)
-
-
 def _log_normal(drawn: random.Random, median: int, sigma: float, least: int, most: int) -> int:
     return int(min(most, max(least, drawn.lognormvariate(math.log(median), sigma))))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from uellm_cli.cli.output import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from uellm_cli.bench.agreement import Check
     from uellm_cli.bench.engine import Contest, EngineReport
     from uellm_cli.bench.summary import Row
 
@@ -47,7 +49,9 @@ def engine(
         list[str] | None,
         typer.Option(
             metavar="NAME[:longest-first]",
-            help="Engines and peers to measure; all that are installed if left out.",
+            help="Engines and peers to measure, with requests as they come or the longest answers "
+            "first; all that are installed, as they come, if left out. inflight:torch is uellm's "
+            "own without its compiled kernels.",
             show_default=False,
         ),
     ] = None,
@@ -60,6 +64,13 @@ def engine(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each engine.")] = 5,
+    check: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Compare the answers to so many requests with plain transformers'; 0: to none.",
+        ),
+    ] = 16,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -114,6 +125,7 @@ def engine(
         engines=tuple(engine or ()),
         peers=peers or default_peers(),
         rounds=rounds,
+        check=check,
         max_sequences=max_sequences,
         requests=requests,
         lengths=lengths,
@@ -149,8 +161,8 @@ def contest_table(contest: Contest) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    # Times are seconds. `TTFT` is its median; `x ours` the speed over that of uellm's best; `same`
-    # the answers that are transformers' own, token for token.
+    # Times are seconds. `TTFT` is its median; `x ours` the speed over that of uellm's `inflight` in
+    # the same order of requests; `same` what `comparison` says.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("engine", no_wrap=True)
     for name in ("tok/s", "median", "min-max", "x floor", "TTFT", "p99", "x ours", "same"):
@@ -161,9 +173,10 @@ def contest_table(contest: Contest) -> Table:
 
 
 def remarks(contest: Contest) -> list[str]:
-    """Versions, who is out and why, and who disturbed the others."""
+    """What `same` is; versions, who is out and why, and who disturbed the others."""
     rows = contest.rows
     return [
+        comparison(contest.check),
         *(f"{row.engine}: {_versions(row)}" for row in rows if row.versions),
         *(f"{row.engine} is out: {row.failure}" for row in rows if row.failure is not None),
         *(
@@ -172,6 +185,13 @@ def remarks(contest: Contest) -> list[str]:
             if row.idle_cpus is not None and row.idle_cpus > BUSY_CPUS
         ),
     ]
+
+
+def comparison(check: Check | None) -> str:
+    if check is None or check.failure is not None:
+        why = "it was not asked for" if check is None else f"transformers failed: {check.failure}"
+        return f"same: answers were not compared; {why}"
+    return f"same: {check.meaning}; the first {check.requests} requests of each round"
 
 
 def _versions(row: Row) -> str:
@@ -188,7 +208,7 @@ def _figures(row: Row) -> list[str]:
         _seconds(row.ttft_p50_s),
         _seconds(row.ttft_p99_s),
         _ratio(row.relative),
-        NOTHING if row.agreement is None else f"{row.agreement:.0%}",
+        NOTHING if row.agreement is None else _percent(row.agreement),
     ]
 
 
@@ -201,3 +221,8 @@ def _seconds(value: float | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}"
+
+
+def _percent(share: float) -> str:
+    """100% only for all of it."""
+    return f"{math.floor(share * 1000) / 10:.1f}%"

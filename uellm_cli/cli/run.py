@@ -109,10 +109,9 @@ def run(
     # The promises count from here: what loads after this is part of the run.
     clock = SystemClock()
     started = clock.wall()
-    # Read when torch is loaded. Waiting OpenMP threads spin, by default for so long that beside
-    # another busy process a step takes a hundred times as long (docs/LOG.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from uellm_cli.hardware.processors import prepare
 
+    prepare(os.environ)  # before torch is loaded, which reads it
     from uellm_cli import pipeline
     from uellm_cli.cli.progress import RunView
     from uellm_cli.cli.signals import stopping

@@ -26,6 +26,10 @@ class LoadedModel:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     @cached_property
+    def device(self) -> torch.device:
+        return input_device(self.model)
+
+    @cached_property
     def eos_ids(self) -> frozenset[int]:
         own = self.defaults.eos_token_id
         if own is None:
@@ -43,7 +47,7 @@ class LoadedModel:
     def release_memory(self) -> None:
         """Frees what nothing holds any more; EngineError when the device is broken for good."""
         gc.collect()
-        if self.model.device.type != "cuda":
+        if self.device.type != "cuda":
             return
         try:
             torch.cuda.synchronize()
@@ -53,3 +57,15 @@ class LoadedModel:
                 f"the GPU is in a failed state and nothing more can run in this process: {error}; "
                 "--resume goes on from what is answered"
             ) from error
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: to the embedding, or where accelerate brings its weights for each step.
+
+    A model with weights in host memory is on none of its devices by its own account.
+    """
+    embedding = model.get_input_embeddings()
+    device: torch.device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    return torch.device(embedding._hf_hook.execution_device)

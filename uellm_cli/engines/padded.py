@@ -52,7 +52,7 @@ def _left_padded(
     width = max(map(len, prompts))
     ids = [[loaded.pad_id] * (width - len(prompt)) + [*prompt] for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    device = loaded.model.device
+    device = loaded.device
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 

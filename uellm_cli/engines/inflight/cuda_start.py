@@ -18,6 +18,7 @@ from uellm_cli.engines.inflight.cuda_prompts import FlashPrompts
 from uellm_cli.engines.inflight.packed import PackedModel, StepModel
 from uellm_cli.engines.inflight.pages import PagePool
 from uellm_cli.engines.inflight.torch_attention import TorchAttention
+from uellm_cli.engines.loaded import input_device
 
 Note = Callable[[str], None]
 
@@ -79,7 +80,7 @@ def graphed(packed: PackedModel, note: Note) -> StepModel:
 
     Takes a page from each of the cache's pools, for rows that nobody asked for.
     """
-    cache, device = packed.cache, packed.model.device
+    cache, device = packed.cache, input_device(packed.model)
     record = recorder_for(device)
     is_whole = all(part.device == device for part in packed.model.parameters())
     if (

@@ -15,7 +15,13 @@ import torch
 
 from uellm_cli.engines import EngineContext
 from uellm_cli.engines.answers import AnswerMaker
-from uellm_cli.engines.inflight.flights import Chunk, Flight, Flights, still_expected
+from uellm_cli.engines.inflight.flights import (
+    BREAKDOWNS_TOGETHER,
+    Chunk,
+    Flight,
+    Flights,
+    still_expected,
+)
 from uellm_cli.engines.inflight.lookahead import PlainDraw
 from uellm_cli.engines.inflight.packed import StepModel
 from uellm_cli.engines.inflight.step import build_step, unread
@@ -33,8 +39,11 @@ FEWEST_STEP_TOKENS = 16
 class Launched:
     """A step that is computed, or will be: the rows that draw in it, and the tokens they draw.
 
-    Each of them has its token at its place of `places` in all its tokens.
+    Each of them has its token at its place of `places` in all its tokens. `rows` counts those that
+    draw nothing too.
     """
+
+    rows: int
 
     drawing: list[Flight]
     places: list[int]
@@ -70,6 +79,11 @@ class InflightEngine:
     def run(self, batches: Iterator[EngineBatch]) -> Iterator[Completion]:
         try:
             yield from self._steps(batches)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.flights.prefixes.clear()  # pages of the last step may be in it, and not computed
+            raise
         finally:
             self.flights.clear()  # of a run that was stopped, or left half way
 
@@ -103,6 +117,10 @@ class InflightEngine:
             if batch is None:
                 return
             for job in self._jobs.jobs(batch):
+                if job.failure is None and not flights.could_hold(
+                    len(job.request.prompt_token_ids)
+                ):
+                    job.failure = _no_room()
                 if job.is_done:
                     yield job.completion()
                 for number in range(0 if job.is_done else job.wanted):
@@ -133,7 +151,7 @@ class InflightEngine:
         drawn: PlainDraw | list[int | None] = []
         try:
             with torch.inference_mode():
-                step = build_step(chunks, self.flights, self.loaded.model.device, known)
+                step = build_step(chunks, self.flights, self.loaded.device, known)
                 logits = self.packed.logits(step)
                 if rows:
                     drawn = PlainDraw(rows, logits) if ahead else choose(rows, logits, self._find)
@@ -141,7 +159,7 @@ class InflightEngine:
             # Its traceback holds all that the step had in memory.
             return error.with_traceback(None)
         self.flights.advance(chunks)
-        launched = Launched(drawing, [len(flight.tokens) for flight in drawing], drawn)
+        launched = Launched(len(chunks), drawing, [len(flight.tokens) for flight in drawing], drawn)
         if not launched.is_known:
             self._look_ahead(drawing)
         return launched
@@ -163,7 +181,8 @@ class InflightEngine:
             if _is_over(flight):
                 continue  # it was when this step began, which was not known then
             if token is None:
-                ended.append(flight)
+                if not self._is_tried_again(flight, step):
+                    ended.append(flight)
                 continue
             flight.tokens[place : place + 1] = [token]
             flight.row.take(token, now_s, decode)
@@ -214,6 +233,21 @@ class InflightEngine:
 
     # --- Trouble -------------------------------------------------------------------------------
 
+    def _is_tried_again(self, flight: Flight, step: Launched) -> bool:
+        """Whether a row that failed is computed once more, alone and all of it.
+
+        It may have read what another one, which begins alike, had spoilt in the same step. Rows of
+        a step that was begun ahead are in the next one already.
+        """
+        failure = flight.row.failure
+        if failure is None or failure.code != "engine_error" or step.rows == 1 or self.lookahead:
+            return False
+        flight.row.failure = None
+        flight.breakdowns = BREAKDOWNS_TOGETHER + 1
+        self._clear_pages(flight)
+        self.flights.preempt(flight)
+        return True
+
     def _fail(self, jobs: Iterable[Job], failure: Failure) -> Iterator[Completion]:
         """Hands jobs back as failed, and lets all their rows go."""
         for job in jobs:
@@ -222,16 +256,17 @@ class InflightEngine:
             yield job.completion()
 
     def _clear(self, job: Job) -> None:
-        """Overwrites keys and values that only a job's rows hold, and lets these go.
-
-        Numbers that are none would spread to whoever has their pages next.
-        """
-        self.flights.prefixes.clear()
+        """Overwrites keys and values that only a job's rows hold, and lets these go."""
         for flight in [flight for flight in self.flights.running if flight.job is job]:
-            for group, page in self.flights.own_pages(flight):
-                self.packed.cache.clear_page(group, page)
+            self._clear_pages(flight)
             # Before the next one: what rows of the job share is the last one's own.
             self.flights.remove(flight)
+
+    def _clear_pages(self, flight: Flight) -> None:
+        """Overwrites what only this row holds, so that no number that is none is left anywhere."""
+        self.flights.prefixes.clear()
+        for group, page in self.flights.own_pages(flight):
+            self.packed.cache.clear_page(group, page)
 
     def _broken(self, chunks: Sequence[Chunk], error: Exception) -> Iterator[Completion]:
         """Makes the next steps smaller where memory was short, else looks for the culprit alone."""

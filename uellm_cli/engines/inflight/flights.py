@@ -21,7 +21,8 @@ from uellm_cli.engines.inflight.pages import PagePool, Prefix, PrefixCache
 from uellm_cli.engines.jobs import Job
 from uellm_cli.engines.rows import Row
 
-# A row of more steps that broke is computed alone, so that only the one at fault fails.
+# A row of more steps that broke is suspect: it is computed alone until it has caught up, so that
+# only the one at fault fails.
 BREAKDOWNS_TOGETHER = 1
 
 _ORDER: Callable[[Flight], int] = attrgetter("order")
@@ -59,6 +60,10 @@ class Flight:
     @property
     def prompt_tokens(self) -> int:
         return len(self.row.request.prompt_token_ids)
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.breakdowns > BREAKDOWNS_TOGETHER
 
     @property
     def most_tokens(self) -> int:
@@ -118,6 +123,14 @@ class Flights:
         self._share_prefixes = share_prefixes
         self._most_tokens = 0
 
+    def could_hold(self, tokens: int) -> bool:
+        """Whether there is room for the KV of so many tokens, were there nothing else."""
+        size = self.page_tokens
+        return all(
+            group.window is not None or blocks(tokens, size) <= pool.count
+            for group, pool in zip(self.groups, self.pools, strict=True)
+        )
+
     def add(self, flight: Flight) -> None:
         insort(self.waiting, flight, key=_ORDER)
 
@@ -128,6 +141,21 @@ class Flights:
 
         Empty only where nobody waits or runs, or where the row that runs alone lacks a page.
         """
+        return self._suspect_chunks() or self._common_chunks()
+
+    def _suspect_chunks(self) -> list[Chunk]:
+        """Of a row that is suspect, with nobody else; the others keep their seats meanwhile."""
+        chunks: list[Chunk] = []
+        flight = next((f for f in self.running if f.is_suspect), None)
+        if flight is not None:
+            wanted = min(len(flight.tokens) - flight.computed, self.limits.step_tokens)
+            self._reach(flight, flight.computed + wanted)
+            self._prefill(flight, wanted, chunks)
+        elif self.waiting and self.waiting[0].is_suspect and self._may_enter(self.waiting[0]):
+            self._enter(self.limits.step_tokens, chunks)
+        return chunks
+
+    def _common_chunks(self) -> list[Chunk]:
         decoding: list[Flight] = []
         prefilling: list[Flight] = []
         for flight in self.running:
@@ -148,6 +176,8 @@ class Flights:
         if len(self.running) < seated:  # somebody had to make room: nobody enters
             return [chunk for chunk in chunks if chunk.flight.seat is not None]
         while left > 0 and self.waiting and self._may_enter(self.waiting[0]):
+            if self.waiting[0].is_suspect:
+                break
             entered = self._enter(left, chunks)
             if not entered:
                 break
@@ -157,6 +187,8 @@ class Flights:
     def advance(self, chunks: Sequence[Chunk]) -> None:
         """The tokens of `chunks` have been computed."""
         for chunk in chunks:
+            if chunk.draws and len(chunks) == 1:
+                chunk.flight.breakdowns = 0  # it was not at fault, or is no more
             chunk.flight.computed += chunk.tokens
         for number, group in enumerate(self.groups):
             if group.window is not None:
@@ -234,8 +266,6 @@ class Flights:
             return True
         if len(self.running) >= self.limits.rows:
             return False
-        if any(f.breakdowns > BREAKDOWNS_TOGETHER for f in (flight, self.running[0])):
-            return False
         return all(self._has_room(flight, number) for number in range(len(self.groups)))
 
     def _has_room(self, flight: Flight, number: int) -> bool:
@@ -252,8 +282,11 @@ class Flights:
         held = np.fromiter((len(f.pages[number]) * size for f in self.running), dtype=np.int64)
         ends = np.fromiter((f.expected_tokens for f in self.running), dtype=np.int64)
         rounded = -(-ends // size) * size
-        # Pages that rows share count for each of them above, and are there once.
+        # Pages that rows share count for each of them, and are there once.
         shared = int(held.sum()) - pool.held * size
+        if self._share_prefixes:
+            known = self.prefixes.longest(flight.tokens[:-1])
+            shared += size * sum(pool.is_held(prefix.pages[number]) for prefix in known)
         entering = blocks(len(flight.tokens), size) * size
         growth = max(0, blocks(flight.expected_tokens, size) * size - entering)
         demand = Demand(held, np.maximum(rounded - held, 0))

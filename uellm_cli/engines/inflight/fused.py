@@ -18,8 +18,8 @@ from torch import nn
 
 from uellm_cli.engines.inflight.attention import PackedAttention
 from uellm_cli.engines.inflight.linears import Packing
-from uellm_cli.engines.inflight.native import Kernels
-from uellm_cli.engines.inflight.native_attention import DTYPES, NativeAttention
+from uellm_cli.engines.inflight.native import DTYPES, Kernels
+from uellm_cli.engines.inflight.native_attention import NativeAttention
 from uellm_cli.engines.inflight.step import Step
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}

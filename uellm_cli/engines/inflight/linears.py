@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -21,45 +21,55 @@ TIMED_ROWS = (32, 256)
 _TIMES = 5
 # Where packing helps it helps a lot, and where it does not it costs nothing: a short timing that
 # says otherwise has to say it clearly.
-_CLEARLY_SLOWER = 1.15
+CLEARLY_SLOWER = 1.15
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
+# The time that each of several calls takes, in seconds.
+Timer = Callable[..., Sequence[float]]
+
 
 class PackedLinear(nn.Module):
-    """`F.linear` of a weight [out, in] that is kept in oneDNN's order only."""
+    """`F.linear` of a weight [out, in] that is kept in oneDNN's order only.
+
+    Models look at a layer's `weight` to learn its type and device. Of one number, it tells these;
+    and whoever computes with it gets what is no number, which no trial overlooks.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
+        self.weight = weight.detach().new_full((), math.nan).expand(weight.shape)
+        self.bias = None if bias is None else bias.detach()
         self._packed = _pack(weight)
-        self._bias = None if bias is None else bias.detach()
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return _product(rows, self._packed, self._bias)
+        return _product(rows, self._packed, self.bias)
 
 
 class Packing:
     """Decides shape by shape whether packing pays, by trying it once."""
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Timer | None = None) -> None:
+        self._timer = timer or shortest_s
         self._pays: dict[tuple[object, ...], bool] = {}
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module | None:
         """The packed layer; None where the plain one is as good, or packing is not to be had."""
         key = (*weight.shape, weight.dtype, bias is None)
         if key not in self._pays:
-            self._pays[key] = _pays(weight.detach(), None if bias is None else bias.detach())
+            plain_bias = None if bias is None else bias.detach()
+            self._pays[key] = _pays(weight.detach(), plain_bias, self._timer)
         return PackedLinear(weight, bias) if self._pays[key] else None
 
 
-def _pays(weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+def _pays(weight: torch.Tensor, bias: torch.Tensor | None, timer: Timer) -> bool:
     if weight.dtype not in _DTYPES or weight.device.type != "cpu" or weight.dim() != 2:
         return False
     try:
         with torch.inference_mode():
             packed = _pack(weight)
-            return _is_right(weight, packed, bias) and _is_faster(weight, packed, bias)
+            return _is_right(weight, packed, bias) and _is_faster(weight, packed, bias, timer)
     except (RuntimeError, AttributeError):
         return False  # this torch, or this processor, has no such operation
 
@@ -72,20 +82,22 @@ def _is_right(weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | N
     return bool(off <= tolerance * plain.float().abs().max())
 
 
-def _is_faster(weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> bool:
+def _is_faster(
+    weight: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, timer: Timer
+) -> bool:
     """Whether the packed product is not clearly the slower one; per row, over `TIMED_ROWS`."""
     plain_s = packed_s = 0.0
     for count in TIMED_ROWS:
         rows = _rows(count, weight)
-        plain, other = _shortest_s(
+        plain, other = timer(
             partial(F.linear, rows, weight, bias), partial(_product, rows, packed, bias)
         )
         plain_s += plain / count
         packed_s += other / count
-    return packed_s < _CLEARLY_SLOWER * plain_s
+    return packed_s < CLEARLY_SLOWER * plain_s
 
 
-def _shortest_s(*calls: Callable[[], torch.Tensor]) -> list[float]:
+def shortest_s(*calls: Callable[[], torch.Tensor]) -> list[float]:
     """The shortest time of each call, in turns, so that a busy moment is not one call's alone."""
     shortest = [math.inf] * len(calls)
     for _ in range(_TIMES):

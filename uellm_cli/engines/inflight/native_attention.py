@@ -13,8 +13,6 @@ from uellm_cli.engines.inflight.layers import AttentionLayer
 from uellm_cli.engines.inflight.native import AttendPlan, Kernels
 from uellm_cli.engines.inflight.step import Step
 
-DTYPES = (torch.float32, torch.bfloat16)
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -25,7 +23,7 @@ class Prepared:
 
 
 class NativeAttention:
-    """An `AttentionBackend`, for layers on the CPU of one of `DTYPES`."""
+    """An `AttentionBackend`, for layers on the CPU of one of the kernels' `DTYPES`."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels

@@ -56,6 +56,10 @@ class PagePool:
             else:
                 self._free.append(page)
 
+    def is_held(self, page: int) -> bool:
+        """Whether any row holds it."""
+        return self._rows[page] > 0
+
     def is_held_once(self, page: int) -> bool:
         """Whether one row and nothing else holds it."""
         return self._rows[page] == 1 and not self._is_cached[page]

@@ -6,7 +6,8 @@ Part after part, so that no more than one is in memory twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,23 @@ from uellm_cli.engines.inflight.fused import (
 )
 from uellm_cli.engines.inflight.linears import Packing
 from uellm_cli.engines.inflight.native_attention import NativeAttention
+from uellm_cli.engines.inflight.unsupported import why_failed
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is to be replaced: whole decoder layers, and linear layers that are left."""
+
+    layers: bool = True
+    linears: bool = True
+
+
+class Spoiled(Exception):  # noqa: N818  # no error: the model is loaded again
+    """The model computes something else now, and what it was is gone; replace `parts` only."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.parts = parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +53,14 @@ class Replacement:
 
     def apply(self) -> nn.Module:
         """Puts the new part in place, and gives the old one back."""
-        old = self.parent.get_submodule(self.name)
+        old = self.part
         setattr(self.parent, self.name, self.make(old))
         return old
+
+    @property
+    def part(self) -> nn.Module:
+        """What is in place now."""
+        return self.parent.get_submodule(self.name)
 
     def undo(self, old: nn.Module) -> None:
         setattr(self.parent, self.name, old)
@@ -72,8 +95,12 @@ def fused_decoder(model: Any, attention: PackedAttention) -> Iterator[Replacemen
                 return
 
 
-def packed_linears(model: Any, packing: Packing) -> Iterator[Replacement]:
-    """All plain linear layers, the one that gives the scores among them."""
+def packed_linears(model: Any, packing: Packing, spare_bytes: int) -> Iterator[Replacement]:
+    """All plain linear layers, the one that gives the scores among them.
+
+    A weight that is the embedding too stays in memory beside its packed self: such a layer is one
+    of them only if that takes no more than `spare_bytes`.
+    """
 
     def packed(old: Any) -> nn.Module:
         return packing.linear(old.weight, old.bias) or old
@@ -81,47 +108,85 @@ def packed_linears(model: Any, packing: Packing) -> Iterator[Replacement]:
     parents = [(parent, [*parent.named_children()]) for parent in model.modules()]
     for parent, children in parents:
         for name, child in children:
-            if type(child) is nn.Linear and child.weight.device.type == "cpu":
+            if (
+                type(child) is nn.Linear
+                and child.weight.device.type == "cpu"
+                and (not _is_embedding(child, model) or child.weight.nbytes <= spare_bytes)
+            ):
                 yield Replacement(parent, name, packed)
 
 
-class Spoiled(Exception):  # noqa: N818  # no error: the model is loaded again
-    """The model computes something else now, and what it was is gone."""
-
-
-def faster(model: Any, attention: PackedAttention, trial: Trial, whole_layers: bool) -> None:
+def faster(attention: PackedAttention, trial: Trial, parts: Parts, spare_bytes: int) -> int:
     """Replaces what can be replaced by something faster that computes the same.
 
-    With `whole_layers` the first of them is tried alone before any other's weights are touched, and
-    all together in the end: raises Spoiled where they differ from the first. Linear layers that are
-    left are tried one by one.
+    Gives the bytes that this takes, up to `spare_bytes`. Raises Spoiled where the model computes
+    something else afterwards.
     """
-    packing = Packing()
-    backend = attention.backend
-    if whole_layers and isinstance(backend, NativeAttention):
-        replacements = [*fused_layers(model, attention, backend, packing)]
-        if replacements and _stands(replacements[0], attention, trial):
-            for replacement in replacements[1:]:
-                replacement.apply()
-            if _is_off(attention, trial):
-                raise Spoiled
-        for decoder in fused_decoder(model, attention):
-            _stands(decoder, attention, trial)
-    for replacement in packed_linears(model, packing):
-        replacement.apply()
+    packing, backend, taken = Packing(), attention.backend, 0
+    if parts.layers and isinstance(backend, NativeAttention):
+        with _or_only(replace(parts, layers=False)):
+            _fuse(attention, backend, trial, packing)
+    if parts.linears:
+        with _or_only(replace(parts, linears=False)):
+            taken = _pack(attention, trial, packing, spare_bytes)
+    return taken
+
+
+def _fuse(
+    attention: PackedAttention, backend: NativeAttention, trial: Trial, packing: Packing
+) -> None:
+    """Tries the first layer alone before any other's weights are touched, and in the end all."""
+    replacements = [*fused_layers(trial.model, attention, backend, packing)]
+    if replacements and _stands(replacements[0], attention, trial):
+        for replacement in replacements[1:]:
+            replacement.apply()
+        _check(attention, trial)
+    for decoder in fused_decoder(trial.model, attention):
+        _stands(decoder, attention, trial)
+
+
+def _pack(attention: PackedAttention, trial: Trial, packing: Packing, spare_bytes: int) -> int:
+    """Tries all together: one by one takes long, and what linear layers compute is no guess."""
+    taken, is_changed = 0, False
+    for replacement in packed_linears(trial.model, packing, spare_bytes):
+        old: Any = replacement.apply()
+        if replacement.part is not old:
+            is_changed = True
+            taken += old.weight.nbytes if _is_embedding(old, trial.model) else 0
+    if is_changed:
+        _check(attention, trial)
+    return taken
+
+
+def _is_embedding(linear: Any, model: Any) -> bool:
+    is_it: bool = linear.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    return is_it
+
+
+class _DiffersError(Exception):
+    """What a model computes with its new parts is not what it was."""
+
+
+@contextmanager
+def _or_only(parts: Parts) -> Iterator[None]:
+    """Whatever fails in here spoils the model, of which then only `parts` are to be replaced."""
+    try:
+        yield
+    except Exception as error:
+        why_failed(error)
+        raise Spoiled(parts) from None
+
+
+def _check(attention: PackedAttention, trial: Trial) -> None:
+    off = trial.differs(attention)
+    if off is not None:
+        raise _DiffersError(off)
 
 
 def _stands(replacement: Replacement, attention: PackedAttention, trial: Trial) -> bool:
     """Whether a part was replaced, since nothing else is computed with the new one."""
     old = replacement.apply()
-    if not _is_off(attention, trial):
+    if trial.differs(attention) is None:
         return True
     replacement.undo(old)
     return False
-
-
-def _is_off(attention: PackedAttention, trial: Trial) -> bool:
-    try:
-        return trial.differs(attention) is not None
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError):
-        return True  # its layers are called in another way, or give back something else

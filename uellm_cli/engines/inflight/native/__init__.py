@@ -5,6 +5,7 @@ None.
 """
 
 from uellm_cli.engines.inflight.native.library import (
+    DTYPES,
     AttendPlan,
     Kernels,
     load,
@@ -12,4 +13,4 @@ from uellm_cli.engines.inflight.native.library import (
     why_not,
 )
 
-__all__ = ["AttendPlan", "Kernels", "load", "machine_levels", "why_not"]
+__all__ = ["DTYPES", "AttendPlan", "Kernels", "load", "machine_levels", "why_not"]

@@ -566,7 +566,7 @@ inline Cutting cut(const AttendArgs& a, int heads, Item* items) {
     return to;
 }
 
-inline thread_local Scratch shared_scratch, own_scratch;
+inline thread_local Scratch shared_scratch, team_scratch;
 
 // False where memory has run out.
 template <class T>
@@ -579,27 +579,23 @@ bool attend(const AttendArgs& a) {
         heads = heads < 1 ? 1 : heads;
         cutting = cut(a, heads, nullptr);
     }
-    const size_t partials_bytes = (cutting.partials * sizeof(float) + 63) / 64 * 64;
-    const size_t counters_bytes = (cutting.counters * sizeof(int) + 63) / 64 * 64;
+    const size_t partials_bytes = whole_lines(cutting.partials * sizeof(float));
+    const size_t counters_bytes = whole_lines(cutting.counters * sizeof(int));
     char* memory =
         shared_scratch.reserve(partials_bytes + counters_bytes + cutting.count * sizeof(Item) + 64);
-    if (!memory) return false;
+    const size_t bytes = whole_lines(Work::bytes(a, cutting.heads_at_once, cutting.rows));
+    char* of_team = team_scratch.reserve(size_t(threads()) * bytes);
+    if (!memory || !of_team) return false;
     float* partials = reinterpret_cast<float*>(memory);
     auto* counters = reinterpret_cast<std::atomic<int>*>(memory + partials_bytes);
     auto* items = reinterpret_cast<Item*>(memory + partials_bytes + counters_bytes);
     memset(static_cast<void*>(counters), 0, counters_bytes);
     cut(a, heads, items);
 
-    std::atomic<bool> failed{false};
-    const size_t bytes = Work::bytes(a, cutting.heads_at_once, cutting.rows);
-    one_by_one(cutting.count, true, [&](int64_t i) {
-        char* own = own_scratch.reserve(bytes);
-        if (own)
-            attend_item<T>(a, items[i], own, partials, counters);
-        else
-            failed.store(true, std::memory_order_relaxed);
+    one_by_one(cutting.count, true, [&](int64_t i, int64_t thread) {
+        attend_item<T>(a, items[i], of_team + thread * bytes, partials, counters);
     });
-    return !failed.load();
+    return true;
 }
 
 // --- storing what attention will read -----------------------------------------------------------

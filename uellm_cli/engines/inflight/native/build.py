@@ -1,8 +1,8 @@
 """Compiles the kernels when they are first wanted, once per machine and version.
 
 The library is kept in a cache folder under a name made from all that went into it, and put there
-in one step, so that processes may build it at the same time. Where the folder cannot be written or
-run from, it is built for this process alone.
+in one step, so that processes may build it at the same time. Where that folder cannot be written,
+or others could put something of theirs there, it is built for this process alone.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+import time
+from itertools import takewhile
 from pathlib import Path
+from typing import IO
 
 TIMEOUT_S = 180.0
+LEFT_BEHIND_S = 24 * 3600.0  # no build takes so long: its process has been killed
 SOURCES = Path(__file__).resolve().parent
 MAIN_SOURCE = "kernels.cpp"
 # What torch asks of a processor before it calls it AVX2 or AVX512, and no more than that.
@@ -43,27 +50,22 @@ class BuildError(Exception):
 
 
 def open_library(level: str) -> ctypes.CDLL:
-    """The kernels for `level`, built if need be. Raises BuildError."""
+    """The kernels for `level`, built if need be. Raises BuildError, whatever fails."""
     compiler = _compiler()
     name = _file_name(compiler, level)
     try:
-        folder = cache_folder()
-        path = folder / name
-        if not path.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _compile(compiler, level, path)
-        return ctypes.CDLL(str(path))
+        path: Path | None = _trusted_folder() / name
     except (OSError, RuntimeError):  # RuntimeError: no home folder
-        return _open_uncached(compiler, level, name)
-
-
-def _open_uncached(compiler: list[str], level: str, name: str) -> ctypes.CDLL:
+        path = None
+    if path is not None and _is_whole(path):
+        # Whole, and yet not for this machine's loader or C library: to be replaced.
+        with contextlib.suppress(OSError):
+            return _opened(path)
     with contextlib.ExitStack() as stack:
+        building, path = _building_folder(path, stack)
+        built = _compiled(compiler, level, building / name)
         try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="uellm-kernels-"))
-            path = Path(folder, name)
-            _compile(compiler, level, path)
-            return ctypes.CDLL(str(path))  # stays mapped when the file is gone
+            return _opened(built if path is None else built.replace(path))
         except OSError as error:
             raise BuildError(f"the compiled kernels cannot be loaded: {error}") from error
 
@@ -74,6 +76,87 @@ def cache_folder() -> Path:
         return Path(own) / "kernels"
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "uellm" / "kernels"
+
+
+# --- what is kept -------------------------------------------------------------------------------
+
+
+def _trusted_folder() -> Path:
+    """The cache folder, made if need be. Raises OSError where it is not this user's or root's."""
+    folder = cache_folder()
+    missing = [*takewhile(lambda path: not path.exists(), (folder, *folder.parents))]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    _check_owner(folder.stat())
+    return folder
+
+
+def _check_owner(status: os.stat_result) -> None:
+    """What is in a library is run: only this user, or root, may have been able to write it."""
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError("others may write it")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it ends with its own digest. To load a file that was cut short ends the process."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            _check_owner(status)
+            content = file.read() if stat.S_ISREG(status.st_mode) else b""
+    except OSError:
+        return False
+    size = len(content) - hashlib.sha256().digest_size
+    return size > 0 and hashlib.sha256(content[:size]).digest() == content[size:]
+
+
+def _seal(path: Path) -> None:
+    """Makes it whole, and sees to it that it still is when the machine has lost its power."""
+    with path.open("r+b") as file:
+        digest = hashlib.sha256(file.read()).digest()
+        file.write(digest)  # loaders do not look at what follows the last section
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o755)  # whatever the umask lets others do
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    """Raises OSError. A copy is opened where the cache folder's programs may not be run."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        with tempfile.TemporaryDirectory(prefix="uellm-kernels-") as folder:
+            return ctypes.CDLL(str(shutil.copy(path, folder)))  # stays mapped when it is gone
+
+
+# --- the build ----------------------------------------------------------------------------------
+
+
+def _building_folder(path: Path | None, stack: contextlib.ExitStack) -> tuple[Path, Path | None]:
+    """A private folder for the compiler, until `stack` ends, and `path` if it can be moved there.
+
+    Beside `path` where that can be written. Raises BuildError.
+    """
+    if path is not None:
+        with contextlib.suppress(OSError):
+            _sweep(path.parent)
+            beside = tempfile.TemporaryDirectory(
+                prefix="building-", suffix=".tmp", dir=path.parent, ignore_cleanup_errors=True
+            )
+            return Path(stack.enter_context(beside)), path
+    try:
+        private = tempfile.TemporaryDirectory(prefix="uellm-kernels-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise BuildError(f"there is no folder to build the kernels in: {error}") from error
+    return Path(stack.enter_context(private)), None
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what builds left behind that were killed."""
+    for left in folder.glob("building-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.lstat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(left)
 
 
 def _compiler() -> list[str]:
@@ -94,40 +177,70 @@ def _compiler() -> list[str]:
 def _file_name(compiler: list[str], level: str) -> str:
     version = _run([*compiler, "--version"])
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.?pp")):
-        digest.update(path.read_bytes())
-    for text in (version, *compiler, *FLAGS, *LEVELS[level]):
-        digest.update(text.encode() + b"\0")
+    try:
+        for path in sorted(SOURCES.glob("*.?pp")):
+            digest.update(path.read_bytes())
+    except OSError as error:
+        raise BuildError(f"the kernels' source cannot be read: {error}") from error
+    for text in (platform.machine(), version, *compiler, *FLAGS, *LEVELS[level]):
+        digest.update(os.fsencode(text) + b"\0")
     return f"kernels-{level}-{digest.hexdigest()[:20]}.so"
 
 
-def _compile(compiler: list[str], level: str, path: Path) -> None:
-    """Raises BuildError where the compiler fails, OSError where nothing can be written."""
-    handle, name = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+def _compiled(compiler: list[str], level: str, path: Path) -> Path:
+    source = str(SOURCES / MAIN_SOURCE)
+    # The compiler's own files go where there is a folder for certain.
+    folder = str(path.parent)
+    _run([*compiler, *FLAGS, *LEVELS[level], source, "-o", str(path)], {"TMPDIR": folder})
     try:
-        source = str(SOURCES / MAIN_SOURCE)
-        _run([*compiler, *FLAGS, *LEVELS[level], source, "-o", name])
-        Path(name).replace(path)
+        _seal(path)
+    except OSError as error:
+        raise BuildError(f"what was compiled cannot be read or written: {error}") from error
+    return path
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
+    """What it prints. Raises BuildError."""
+    try:
+        # Files rather than pipes: a compiler's children (a cache's server) may outlive it.
+        with _file() as out, _file() as err:
+            code = _exit_status(command, out, err, {"LC_ALL": "C", **(environment or {})})
+            out.seek(0)
+            err.seek(0)
+            printed, complaint = (file.read().decode(errors="replace") for file in (out, err))
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if code != 0:
+        lines = complaint.strip().splitlines()
+        first = next((line for line in lines if "error" in line), complaint.strip())
+        raise BuildError(f"{command[0]} failed with exit status {code}: {first[:300]}")
+    return printed
+
+
+def _exit_status(
+    command: list[str], out: IO[bytes], err: IO[bytes], environment: dict[str, str]
+) -> int:
+    process = subprocess.Popen(  # noqa: S603  # the user's own compiler
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    try:
+        return process.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{command[0]} took more than {TIMEOUT_S:g} s") from None
     finally:
-        Path(name).unlink(missing_ok=True)
+        if process.returncode is None:  # time is up, or the user has had enough
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it, and the compiler proper under it
+            process.wait()
 
 
-def _run(command: list[str]) -> str:
-    """What it prints. Files rather than pipes: a compiler's children may outlive it."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        try:
-            code = subprocess.run(  # noqa: S603  # the user's own compiler
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=TIMEOUT_S
-            ).returncode
-        except subprocess.TimeoutExpired:
-            raise BuildError(f"{command[0]} took more than {TIMEOUT_S:g} s") from None
-        except OSError as error:
-            raise BuildError(f"{command[0]} cannot be run: {error}") from error
-        out.seek(0)
-        err.seek(0)
-        if code != 0:
-            said = err.read().decode(errors="replace").strip()
-            first = next((line for line in said.splitlines() if "error" in line), said)
-            raise BuildError(f"{command[0]} failed with exit status {code}: {first[:300]}")
-        return out.read().decode(errors="replace")
+def _file() -> IO[bytes]:
+    """In memory if possible: kernels that are built already need no temporary folder."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("uellm-compiler"), "w+b")
+    return tempfile.TemporaryFile()

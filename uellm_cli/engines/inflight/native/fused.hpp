@@ -57,13 +57,9 @@ void rms_norm(const T* x, T* residual, const T* weight, T* out, int64_t rows, in
 // --- gated activations --------------------------------------------------------------------------
 
 INLINE vf silu(vf x) { return x / (1.f + exp_of(-x)); }
-INLINE vf gelu_tanh(vf x) {
-    const vf inner = 0.7978845608028654f * (x + 0.044715f * (x * x * x));
-    return 0.5f * x * (1.f + tanh_of(inner));
-}
 
-template <class T, bool GELU>
-void gated(const T* gate_up, T* out, int64_t rows, int64_t n) {
+template <class T>
+void silu_mul(const T* gate_up, T* out, int64_t rows, int64_t n) {
     constexpr int64_t SEGMENT = 1024;  // so that one long row is shared out too
     const int64_t segments = (n + SEGMENT - 1) / SEGMENT;
     in_shares(rows * segments, rows * n > WORTH_SHARING / 4, [&](int64_t begin, int64_t end) {
@@ -74,7 +70,7 @@ void gated(const T* gate_up, T* out, int64_t rows, int64_t n) {
             T* to = out + row * n + first;
             each_vector(size, [&](int64_t i, auto count) {
                 vf x = load(gate + i, count);
-                vf active = rounded_to<T>(GELU ? gelu_tanh(x) : silu(x));
+                vf active = rounded_to<T>(silu(x));
                 store(to + i, active * load(up + i, count), count);
             });
         }
@@ -203,7 +199,7 @@ bool argmax(const T* x, int64_t rows, int64_t n, int64_t stride, int64_t* ids, f
     static thread_local Scratch scratch;
     Best* found = reinterpret_cast<Best*>(scratch.reserve(rows * segments * sizeof(Best) + 1));
     if (!found) return false;
-    one_by_one(rows * segments, rows * n > WORTH_SHARING, [&](int64_t i) {
+    one_by_one(rows * segments, rows * n > WORTH_SHARING, [&](int64_t i, int64_t) {
         const int64_t begin = i % segments * SEGMENT;
         const int64_t end = begin + SEGMENT < n ? begin + SEGMENT : n;
         found[i] = best_of(x + i / segments * stride, begin, end);

@@ -2,6 +2,7 @@
 // here. Compiled when first used, for the machine's instruction set: see build.py.
 
 #include "attention.hpp"
+#include "denormals.hpp"
 #include "fused.hpp"
 
 using namespace uellm;
@@ -20,6 +21,12 @@ EXPORT int uellm_threads() {
     std::atomic<int> seen{0};
     on_threads(true, [&](int64_t, int64_t) { seen.fetch_add(1); });
     return seen.load();
+}
+
+// Every thread of the team takes numbers next to zero for zero, until what this gives is given back.
+EXPORT void* uellm_flush_denormals() { return flush_denormals(); }
+EXPORT void uellm_restore_denormals(void* before) {
+    restore_denormals(static_cast<Flushed*>(before));
 }
 
 // The number of tokens, or -1 where the rows make no sense; `longest` is the longest row's KV.
@@ -56,13 +63,10 @@ EXPORT void uellm_rms_norm(const void* x, void* residual, const void* weight, vo
     is_bf16 ? run(bf16{}) : run(float{});
 }
 
-EXPORT void uellm_gated(const void* gate_up, void* out, int64_t rows, int64_t n, int is_gelu,
-                        int is_bf16) {
+EXPORT void uellm_silu_mul(const void* gate_up, void* out, int64_t rows, int64_t n, int is_bf16) {
     const auto run = [&](auto type) {
         using T = decltype(type);
-        const T* from = static_cast<const T*>(gate_up);
-        T* to = static_cast<T*>(out);
-        is_gelu ? gated<T, true>(from, to, rows, n) : gated<T, false>(from, to, rows, n);
+        silu_mul(static_cast<const T*>(gate_up), static_cast<T*>(out), rows, n);
     };
     is_bf16 ? run(bf16{}) : run(float{});
 }

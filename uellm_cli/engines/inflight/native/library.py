@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from ctypes import byref, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -90,22 +91,21 @@ class AttendPlan:
         args.v_pool = v_pool.data_ptr()
         args.out = out.data_ptr()
         shapes = (
-            *(q.shape, q.stride(), k_pool.shape, v_pool.shape, out.shape),
-            *(q.dtype, k_pool.dtype, v_pool.dtype, out.dtype),
+            *(q.shape, q.stride(), k_pool.shape, v_pool.shape),
+            *(q.dtype, k_pool.dtype, v_pool.dtype),
         )
         if shapes != self._shapes:
-            self._set_shapes(q, k_pool, v_pool, out)
+            self._set_shapes(q, k_pool, v_pool)
             self._shapes = shapes
 
-    def _set_shapes(self, q: Tensor, k_pool: Tensor, v_pool: Tensor, out: Tensor) -> None:
+    def _set_shapes(self, q: Tensor, k_pool: Tensor, v_pool: Tensor) -> None:
         _check_pools(k_pool, v_pool)
         _check(q.is_cpu and q.dim() == 3 and q.stride(2) == 1, "q must be [T, Hq, Dk] on the CPU")
         tokens, q_heads, k_dim = q.shape
         page_size, kv_heads, pool_k_dim = k_pool.shape[1:]
         _check(tokens == self.tokens, "q must have the plan's tokens")
         _check(k_dim == pool_k_dim and q_heads % kv_heads == 0, "q must fit the pools' heads")
-        _check(out.shape == (tokens, q_heads, v_pool.shape[3]), "out must be [T, Hq, Dv]")
-        _check(q.dtype == k_pool.dtype == out.dtype and out.is_cpu, "one dtype, on the CPU")
+        _check(q.dtype == k_pool.dtype, "q must have the pools' dtype")
         reach = self.args.table_stride * page_size
         _check(self.longest <= reach, "the block table must hold every row's pages")
         args = self.args
@@ -115,12 +115,36 @@ class AttendPlan:
         args.is_bf16 = q.dtype == torch.bfloat16
 
 
+class _WithoutDenormals:
+    """See `Kernels.without_denormals`; a class, for a generator takes twice as long."""
+
+    __slots__ = ("_before", "_flush", "_restore")
+
+    def __init__(
+        self, flush: Callable[[], int | None], restore: Callable[[int | None], None]
+    ) -> None:
+        self._flush = flush
+        self._restore = restore
+
+    def __enter__(self) -> None:
+        self._before = self._flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._restore(self._before)
+
+
 class Kernels:
     """`level` is the instruction set they were compiled for: one of `LEVELS`."""
 
     def __init__(self, level: str) -> None:
         """Raises BuildError."""
         self.level = level
+        openmp = _openmp()
+        if openmp is None and torch.get_num_threads() > 1:
+            raise BuildError(
+                "this torch has no OpenMP runtime whose threads could be shared: on one thread, "
+                f"the kernels would be slower than torch on its {torch.get_num_threads()}"
+            )
         library = open_library(level)
         self._attend = library.uellm_attend
         self._store = library.uellm_store
@@ -130,20 +154,32 @@ class Kernels:
         self._rms_norm = library.uellm_rms_norm
         self._rms_norm.argtypes = (*[c_void_p] * 4, c_int64, c_int64, c_float, c_int)
         self._rms_norm.restype = None
-        self._gated = library.uellm_gated
-        self._gated.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int, c_int)
-        self._gated.restype = None
+        self._silu_mul = library.uellm_silu_mul
+        self._silu_mul.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_int)
+        self._silu_mul.restype = None
         self._argmax = library.uellm_argmax
         self._argmax.argtypes = (c_void_p, *[c_int64] * 3, c_void_p, c_void_p, c_int)
         self._check_plan = library.uellm_check_plan
         self._check_plan.argtypes = (c_void_p, c_void_p, c_int64, c_void_p)
         self._threads = library.uellm_threads
+        self._flush_denormals = library.uellm_flush_denormals
+        self._flush_denormals.restype = c_void_p
+        self._restore_denormals = library.uellm_restore_denormals
+        self._restore_denormals.argtypes = (c_void_p,)
+        self._restore_denormals.restype = None
         library.uellm_use_openmp.argtypes = [c_void_p] * 4
-        library.uellm_use_openmp(*_openmp())
+        library.uellm_use_openmp(*(openmp or [None] * 4))
 
     def threads(self) -> int:
         """How many threads share a big call: torch's own number, or 1 without its OpenMP."""
         return int(self._threads())
+
+    def without_denormals(self) -> _WithoutDenormals:
+        """Numbers next to zero are zero here, in this thread and in those that it shares work with.
+
+        After it, each thread does as it did before.
+        """
+        return _WithoutDenormals(self._flush_denormals, self._restore_denormals)
 
     # --- attention --------------------------------------------------------------------------------
 
@@ -195,19 +231,15 @@ class Kernels:
         window: int = 0,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
-        out: Tensor | None = None,
     ) -> Tensor:
-        """Causal attention of every row over its own pages: [T, Hq, Dv], into `out` if given.
+        """Causal attention of every row over its own pages: [T, Hq, Dv].
 
         q is [T, Hq, Dk] of any token and head strides. A query at position p sees the positions
         j with p - window < j <= p, all up to p where `window` is 0; pages before those are not
         read. `softcap`, unless 0, bends a scaled score s to softcap * tanh(s / softcap). `sinks`,
         float32 [Hq], is one more logit per head, for the denominator only (GPT-OSS).
         """
-        if out is None:
-            out = q.new_empty((q.shape[0], q.shape[1], v_pool.shape[3]))
-        elif not out.is_contiguous():
-            raise ValueError("out must be contiguous")
+        out = q.new_empty((q.shape[0], q.shape[1], v_pool.shape[3]))
         plan.use(q, k_pool, v_pool, out)
         args = plan.args
         args.scale = scale
@@ -225,34 +257,23 @@ class Kernels:
 
     # --- the rest of a layer ----------------------------------------------------------------------
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """transformers' LlamaRMSNorm over the last dimension of a contiguous x."""
-        return self._norm(x, None, weight, eps, out)
+        return self._norm(x, None, weight, eps)
 
-    def add_rms_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        out: Tensor | None = None,
-    ) -> Tensor:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`residual += x`, in place, and the norm of that sum."""
         fits = residual.shape == x.shape and residual.dtype == x.dtype
         _check(fits and residual.is_contiguous(), "residual must be like x")
-        return self._norm(x, residual, weight, eps, out)
+        return self._norm(x, residual, weight, eps)
 
-    def _norm(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor | None
-    ) -> Tensor:
+    def _norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         dtype = x.dtype
         n = weight.shape[0]
-        if out is None:
-            out = torch.empty_like(x)
         _check(x.shape[-1] == n and x.is_cpu and dtype in DTYPES, "x must be [..., n] on the CPU")
-        _check(weight.dtype == dtype == out.dtype and out.shape == x.shape, "one dtype, one shape")
-        contiguous = x.is_contiguous() and weight.is_contiguous() and out.is_contiguous()
-        _check(contiguous, "x, weight and out must be contiguous")
+        _check(weight.dtype == dtype, "x and weight must have one dtype")
+        _check(x.is_contiguous() and weight.is_contiguous(), "x and weight must be contiguous")
+        out = torch.empty_like(x)
         self._rms_norm(
             *(x.data_ptr(), None if residual is None else residual.data_ptr()),
             *(weight.data_ptr(), out.data_ptr()),
@@ -260,29 +281,18 @@ class Kernels:
         )
         return out
 
-    def silu_mul(self, gate_up: Tensor, out: Tensor | None = None) -> Tensor:
-        """silu(first half of the last dimension) * second half."""
-        return self._gate(gate_up, out, is_gelu=False)
-
-    def gelu_tanh_mul(self, gate_up: Tensor, out: Tensor | None = None) -> Tensor:
-        """gelu, in its tanh approximation, of the first half * second half."""
-        return self._gate(gate_up, out, is_gelu=True)
-
-    def _gate(self, gate_up: Tensor, out: Tensor | None, *, is_gelu: bool) -> Tensor:
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(first half of the last dimension) * second half; [..., 2n] gives [..., n]."""
         *outer, doubled = gate_up.shape
-        shape = (*outer, doubled // 2)
-        if out is None:
-            out = gate_up.new_empty(shape)
         dtype = gate_up.dtype
-        _check(dtype in DTYPES and dtype == out.dtype, "gate_up and out must have one dtype")
-        _check(doubled % 2 == 0 and out.shape == shape, "gate_up must be [..., 2n], out [..., n]")
-        contiguous = gate_up.is_contiguous() and out.is_contiguous() and gate_up.is_cpu
-        _check(contiguous, "gate_up and out must be contiguous, on the CPU")
+        _check(dtype in DTYPES and doubled % 2 == 0, "gate_up must be [..., 2n] of a known dtype")
+        _check(gate_up.is_contiguous() and gate_up.is_cpu, "gate_up must be contiguous, on the CPU")
         n = doubled // 2
+        out = gate_up.new_empty((*outer, n))
         if n:
             rows = gate_up.numel() // doubled
             is_bf16 = dtype == torch.bfloat16
-            self._gated(gate_up.data_ptr(), out.data_ptr(), rows, n, is_gelu, is_bf16)
+            self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, n, is_bf16)
         return out
 
     def rope_store(
@@ -378,8 +388,8 @@ def _attempt(level: str) -> Kernels | str:
         return str(error)
 
 
-def _openmp() -> tuple[int | None, int | None, int | None, int | None]:
-    """GOMP_parallel and its like in the OpenMP runtime that torch uses; else four times None."""
+def _openmp() -> list[int | None] | None:
+    """GOMP_parallel and its like, four, in the OpenMP runtime that torch uses; None without it."""
     torch_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     for name in (str(torch_cpu), None):
         try:
@@ -390,9 +400,8 @@ def _openmp() -> tuple[int | None, int | None, int | None, int | None]:
             )
         except (OSError, AttributeError):
             continue
-        parallel, max_threads, thread, threads = (ctypes.cast(f, c_void_p).value for f in functions)
-        return parallel, max_threads, thread, threads
-    return None, None, None, None
+        return [ctypes.cast(function, c_void_p).value for function in functions]
+    return None
 
 
 def _check(holds: bool, message: str) -> None:

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 
@@ -42,21 +43,27 @@ void in_shares(int64_t n, bool pays, F f) {
     });
 }
 
-// `f(i)` for every item, each taken by the next thread that is free.
+// `f(i, thread)` for every item, each taken by the next thread that is free.
 template <class F>
 void one_by_one(int64_t n, bool pays, F f) {
     std::atomic<int64_t> next{0};
-    on_threads(pays && n > 1, [&](int64_t, int64_t) {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(i);
+    on_threads(pays && n > 1, [&](int64_t thread, int64_t) {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(i, thread);
     });
 }
 
-// Memory that is kept from call to call and only grows. Nothing frees it: one is held by each
-// thread, for as long as the process lives.
-struct Scratch {
-    char* data;
-    size_t size;
+constexpr size_t LINE = 64;  // bytes of a cache line
+inline size_t whole_lines(size_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
+// Memory that is kept from call to call and only grows. It belongs to the thread that calls, which
+// hands out slices to its team: a team's threads come and go with the number of threads.
+struct Scratch {
+    char* data = nullptr;
+    size_t size = 0;
+
+    ~Scratch() { free(data); }
+
+    // Whole cache lines. Null where memory has run out.
     char* reserve(size_t bytes) {
         if (bytes > size) {
             free(data);
@@ -64,7 +71,7 @@ struct Scratch {
             data = nullptr;
             size_t rounded = (bytes + bytes / 4 + 4095) / 4096 * 4096;
             void* got = nullptr;
-            if (posix_memalign(&got, 64, rounded) == 0) {
+            if (posix_memalign(&got, LINE, rounded) == 0) {
                 data = static_cast<char*>(got);
                 size = rounded;
             }
