@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.unit.engine_cases import answers, inflight_engine, model_work
 from uellm_cli.engines.inflight import native, packed
-from uellm_cli.engines.inflight.attention import PackedAttention
 from uellm_cli.engines.inflight.native import library
-from uellm_cli.engines.inflight.native_attention import NativeAttention
 
 COMPILER = os.environ.get("CXX") or next(
     (name for name in ("c++", "g++", "clang++") if shutil.which(name)), None
@@ -511,23 +508,13 @@ def test_caller_that_flushed_denormals_before_flushes_them_after(
 
 
 @pytest.mark.usefixtures("_two_threads")
-def test_model_with_the_kernels_computes_its_steps_without_denormals(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_engine_with_the_kernels_computes_its_steps_without_denormals(tiny_llm: str) -> None:
+    engine = inflight_engine(tiny_llm)
     seen: list[bool] = []
-
-    def model(**_: object) -> Any:
-        seen.append(every_thread_flushes())
-        return SimpleNamespace(logits=torch.zeros(1, 1, 1))
-
-    monkeypatch.setattr(packed, "use_attention", lambda *_: None)
-    model_like: Any = model
-    model_like.device = torch.device("cpu")
-    attention = PackedAttention([], NativeAttention(kernels(LEVELS[-1])))
-    step: Any = SimpleNamespace(token_ids=None, positions=None, drawn_at=torch.zeros(1))
-    cache: Any = SimpleNamespace(groups=[], layers={})
-    packed.PackedModel(model_like, attention, cache).logits(step)
-    assert seen == [True]
+    embedding = engine.loaded.model.get_input_embeddings()
+    embedding.register_forward_hook(lambda *_: seen.append(every_thread_flushes()))
+    answers(engine, model_work(tiny_llm))
+    assert set(seen) == {True}
     assert not every_thread_flushes()
 
 
