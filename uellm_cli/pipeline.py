@@ -64,6 +64,7 @@ from uellm_cli.timing.roofline import step_times
 from uellm_cli.timing.simulator import judge
 from uellm_cli.types import (
     Budget,
+    Endpoint,
     InvalidRequest,
     ModelSpec,
     Placement,
@@ -159,12 +160,18 @@ def profile(settings: Settings, started: datetime, store: RequestStore | None = 
     rows = read_requests(
         settings.requests, started=started, limit=settings.limit, note=notes.append
     )
-    valid = _promised(rows, rules, invalid)
+    endpoints: set[Endpoint] = set()
+    valid = _of_endpoints(_promised(rows, rules, invalid), endpoints)
     known = profiler.profile(valid, keep=store.add if store is not None else None)
     invalid += known.invalid
     if not known.requests:
         raise _nothing_to_run(settings, invalid)
     _refuse_if_strict(settings, invalid)
+    if Endpoint.CHAT in endpoints and not profiler.tokenizer.has_chat_template:
+        notes.append(
+            f"{model_of(settings)} has no chat template: messages are given to it joined by "
+            "newlines, without their roles"
+        )
     return Profiled(known.requests, invalid, known, profiler, tuple(notes))
 
 
@@ -357,6 +364,13 @@ def _nothing_to_run(settings: Settings, invalid: Sequence[InvalidRequest]) -> Re
         f"{', '.join(settings.requests)}: none of {len(invalid)} lines is a valid request; the "
         f"first is {first.source}: {first.field}: {first.reason}"
     )
+
+
+def _of_endpoints(requests: Iterator[Request], endpoints: set[Endpoint]) -> Iterator[Request]:
+    """Notes of which endpoints the requests are, as they pass."""
+    for request in requests:
+        endpoints.add(request.endpoint)
+        yield request
 
 
 def _refuse_if_strict(settings: Settings, invalid: Sequence[InvalidRequest]) -> None:

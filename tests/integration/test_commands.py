@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,35 @@ def document(uellm: Command, capsys: pytest.CaptureFixture[str]) -> Callable[...
         return found
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("template", "line", "is_said"),
+    [
+        (False, {"id": "a", "prompt": "Count."}, True),
+        (False, {"id": "a", "url": "/v1/completions", "body": {"prompt": "1 2 3"}}, False),
+        (True, {"id": "a", "prompt": "Count."}, False),
+    ],
+    ids=["a chat", "no chat", "a template"],
+)
+def test_chats_that_a_model_has_no_template_for_are_said(
+    template: bool,
+    line: dict[str, Any],
+    is_said: bool,
+    uellm: Command,
+    tiny_llm: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(tiny_llm, tmp_path / "model")
+    if not template:
+        (tmp_path / "model/chat_template.jinja").unlink()
+    if "url" in line:
+        line = {"custom_id": line["id"], "method": "POST", "url": line["url"], "body": line["body"]}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(line))
+    assert uellm("plan", tmp_path / "requests.jsonl", "--model", tmp_path / "model") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("has no chat template: messages are given to it joined" in told) is is_said
 
 
 def test_a_profile_counts_tokens_as_the_model_does(

@@ -27,6 +27,7 @@ class WordTokenizer:
     """One token a word; refuses conversations with the word "forbidden"."""
 
     source = Source.MEASURED
+    has_chat_template = True
 
     def count(self, requests: Sequence[Request]) -> list[int]:
         return [len(ids) for ids in self.encode(requests)]

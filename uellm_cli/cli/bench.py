@@ -161,8 +161,6 @@ def contest_table(contest: Contest) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    # Times are seconds. `TTFT` is its median; `x ours` the speed over that of uellm's `inflight` in
-    # the same order of requests; `same` what `comparison` says.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("engine", no_wrap=True)
     for name in ("tok/s", "median", "min-max", "x floor", "TTFT", "p99", "x ours", "same"):
@@ -173,9 +171,11 @@ def contest_table(contest: Contest) -> Table:
 
 
 def remarks(contest: Contest) -> list[str]:
-    """What `same` is; versions, who is out and why, and who disturbed the others."""
+    """What the columns are; versions, who is out and why, and who disturbed the others."""
     rows = contest.rows
     return [
+        "seconds: median and least-most of the rounds, time to first token (median, p99); "
+        "x ours: tokens/s over inflight's in the same order of requests",
         comparison(contest.check),
         *(f"{row.engine}: {_versions(row)}" for row in rows if row.versions),
         *(f"{row.engine} is out: {row.failure}" for row in rows if row.failure is not None),

@@ -44,7 +44,13 @@ SloFile = Annotated[
 ]
 Predictor = Annotated[str, typer.Option(help="How output lengths are predicted.")]
 PredictorOptions = Annotated[
-    list[str] | None, typer.Option("--predictor-option", metavar="KEY=VALUE", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--predictor-option",
+        metavar="KEY=VALUE",
+        help="Set an option of the predictor.",
+        show_default=False,
+    ),
 ]
 Scheduler = Annotated[str, typer.Option(help="How requests are ordered and batched.")]
 Variant = Annotated[
@@ -56,7 +62,13 @@ Variant = Annotated[
     ),
 ]
 SchedulerOptions = Annotated[
-    list[str] | None, typer.Option("--scheduler-option", metavar="KEY=VALUE", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--scheduler-option",
+        metavar="KEY=VALUE",
+        help="Set an option of the scheduler.",
+        show_default=False,
+    ),
 ]
 TopologyFile = Annotated[
     str | None,
@@ -66,7 +78,13 @@ TopologyFile = Annotated[
 ]
 Algorithm = Annotated[str, typer.Option("--algorithm", help="How layers are placed on devices.")]
 AlgorithmOptions = Annotated[
-    list[str] | None, typer.Option("--algorithm-option", metavar="KEY=VALUE", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--algorithm-option",
+        metavar="KEY=VALUE",
+        help="Set an option of the algorithm.",
+        show_default=False,
+    ),
 ]
 MaxTokens = Annotated[
     int | None,

@@ -40,7 +40,13 @@ def run(
     scheduler_option: options.SchedulerOptions = None,
     engine: Annotated[str, typer.Option(help="What computes the answers.")] = options.ENGINE,
     engine_option: Annotated[
-        list[str] | None, typer.Option("--engine-option", metavar="KEY=VALUE", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--engine-option",
+            metavar="KEY=VALUE",
+            help="Set an option of the engine, as dtype=bfloat16; the README has them.",
+            show_default=False,
+        ),
     ] = None,
     topology: options.TopologyFile = None,
     algorithm: options.Algorithm = options.ALGORITHM,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from uellm_cli.engines import EngineContext
+from uellm_cli.engines.defaults import check_defaults
 from uellm_cli.engines.loaded import LoadedModel
 from uellm_cli.errors import ModelError, UsageError
 
@@ -38,21 +40,39 @@ def load(
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         tokenizer = AutoTokenizer.from_pretrained(context.model, trust_remote_code=trust)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             context.model,
             dtype=dtype,
             device_map=dict(context.device_map),
             use_safetensors=True,
             trust_remote_code=trust,
+            output_loading_info=True,
             **attention,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ModelError(f"model {context.model!r} cannot be loaded: {error}") from error
+    except Exception as error:
+        # Anything at all: files that are no weights, a config that contradicts them, a model's own
+        # code. Some messages have a list below their first line.
+        told = " ".join(str(error).split())
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise ModelError(f"model {context.model!r} cannot be loaded: {kind}{told}") from error
+    _check_whole(context.model, found["missing_keys"])
     model.eval()
     defaults = model.generation_config
+    check_defaults(context.model, defaults, context.note)
     # `generate` takes what a call leaves open from here, and nothing shall be left to a model.
     model.generation_config = GenerationConfig()
     return LoadedModel(model, tokenizer, defaults)
+
+
+def _check_whole(model: str, missing: Collection[str]) -> None:
+    """Raises ModelError where transformers has drawn weights at random that the files lack."""
+    if missing:
+        names = sorted(missing)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ModelError(
+            f"model {model!r} is not whole: its files hold no {', '.join(names[:3])}{more}; "
+            "download or save it again"
+        )
 
 
 def within_mask(wanted: str, mask: str | None) -> str:

@@ -39,6 +39,11 @@ class PromptTokenizer(Protocol):
         """MEASURED when ids are the model's own, ASSUMED when only their number is estimated."""
         ...
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages are told apart in a prompt; without one they are joined by newlines."""
+        ...
+
     def count(self, requests: Sequence[Request]) -> list[int]:
         """Prompt tokens of each request, chat template included."""
         ...
@@ -158,6 +163,10 @@ class FastTokenizer:
     def source(self) -> Source:
         return Source.MEASURED
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self.template.text is not None
+
     def count(self, requests: Sequence[Request]) -> list[int]:
         # In pieces, so that the ids of a million prompts are never in memory together.
         pieces = (requests[i : i + COUNT_AT_ONCE] for i in range(0, len(requests), COUNT_AT_ONCE))
@@ -193,6 +202,10 @@ class AutoPromptTokenizer:
     def source(self) -> Source:
         return Source.MEASURED
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self.tokenizer.chat_template is not None
+
     def count(self, requests: Sequence[Request]) -> list[int]:
         return [len(ids) for ids in self.encode(requests)]
 
@@ -219,6 +232,10 @@ class EstimatedTokenizer:
     @property
     def source(self) -> Source:
         return Source.ASSUMED
+
+    @property
+    def has_chat_template(self) -> bool:
+        return True  # counted as if it had one
 
     def count(self, requests: Sequence[Request]) -> list[int]:
         return [self._count_one(request) for request in requests]

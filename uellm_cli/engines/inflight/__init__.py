@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from uellm_cli.engines import EngineContext
     from uellm_cli.types import Engine
 
+# Beyond these, arrays of a step are no arrays any more.
+MOST_PAGE_TOKENS = 2**16
+MOST_STEP_TOKENS = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Inflight:
@@ -39,10 +43,14 @@ class Inflight:
     lookahead: bool = True
 
     def __post_init__(self) -> None:
-        if self.page_tokens < 1:
-            raise UsageError(f"page_tokens must be at least 1, not {self.page_tokens}")
-        if self.step_tokens < 0:
-            raise UsageError(f"step_tokens cannot be negative ({self.step_tokens})")
+        if not 1 <= self.page_tokens <= MOST_PAGE_TOKENS:
+            raise UsageError(
+                f"page_tokens must be from 1 to {MOST_PAGE_TOKENS}, not {self.page_tokens}"
+            )
+        if not 0 <= self.step_tokens <= MOST_STEP_TOKENS:
+            raise UsageError(
+                f"step_tokens must be from 0 to {MOST_STEP_TOKENS}, not {self.step_tokens}"
+            )
         if self.kernels not in ("auto", "torch"):
             raise UsageError(f"kernels must be auto or torch, not {self.kernels!r}")
 

@@ -25,6 +25,7 @@ from uellm_cli.engines.jobs import Job
 from uellm_cli.engines.loaded import input_device
 from uellm_cli.engines.rows import Row
 from uellm_cli.engines.sampling import RowSampling
+from uellm_cli.errors import ModelError
 from uellm_cli.types import EngineRequest, SamplingParams
 
 # Tokens of the two texts.
@@ -68,6 +69,7 @@ class Trial:
         try:
             tokens = [texts(model, eos_ids, seed) for seed in range(tries)]
             samples = [Sample(each, scores_alone(model, each)) for each in tokens]
+            refuse_what_is_no_number(model, samples)
             layers = observe_layers(model)
         except Exception as error:
             raise Unsupported(f"it cannot be looked into ({why_failed(error)})") from error
@@ -113,6 +115,22 @@ class Trial:
             for chunk, scores in zip(chunks, drawn, strict=True):
                 expected = sample.alone[chunk.flight.number][chunk.flight.computed - 1]
                 yield float((scores - expected).abs().max() / expected.std().clamp_min(1e-6))
+
+
+def refuse_what_is_no_number(model: Any, samples: Sequence[Sample]) -> None:
+    """Raises ModelError for weights that no request could be answered with, else Unsupported.
+
+    The weights are read only where the model's own scores are no numbers.
+    """
+    if all(bool(scores.isfinite().all()) for sample in samples for scores in sample.alone):
+        return
+    for name, weight in model.named_parameters():
+        if weight.device.type != "meta" and not bool(weight.isfinite().all()):
+            raise ModelError(
+                f"the model's weights hold numbers that are none (NaN or infinity) in {name}; "
+                "download or save it again"
+            )
+    raise Unsupported("its scores for a text that it is tried with are no finite numbers")
 
 
 def refuse_what_shows_late(config: Any) -> None:

@@ -130,7 +130,7 @@ def _native_attention(trial: Trial) -> tuple[PackedAttention | None, str | None]
         return None, None
     kernels = load_kernels()
     if kernels is None:
-        return None, None if os.environ.get("UELLM_KERNELS") == "off" else why_not()
+        return None, None if os.environ.get("UELLM_KERNELS", "").lower() == "off" else why_not()
     attention = PackedAttention(trial.layers, NativeAttention(kernels))
     off = trial.differs(attention)
     return (attention, None) if off is None else (None, off)

@@ -213,7 +213,8 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
     if code != 0:
         lines = complaint.strip().splitlines()
         first = next((line for line in lines if "error" in line), complaint.strip())
-        raise BuildError(f"{command[0]} failed with exit status {code}: {first[:300]}")
+        why = f": {first[:300]}" if first else ""
+        raise BuildError(f"{command[0]} failed with exit status {code}{why}")
     return printed
 
 

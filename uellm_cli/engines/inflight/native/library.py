@@ -356,13 +356,13 @@ def load(level: str | None = None) -> Kernels | None:
     Compiled when first asked for, which takes some seconds; the same object ever after. None where
     that fails, or where UELLM_KERNELS is "off": `why_not` then gives the reason.
     """
-    found = _attempt(level or os.environ.get("UELLM_KERNELS") or "auto")
+    found = _attempt(_wanted(level))
     return found if isinstance(found, Kernels) else None
 
 
 def why_not(level: str | None = None) -> str | None:
     """Why `load` gives None; None where it does not."""
-    found = _attempt(level or os.environ.get("UELLM_KERNELS") or "auto")
+    found = _attempt(_wanted(level))
     return found if isinstance(found, str) else None
 
 
@@ -373,6 +373,10 @@ def machine_levels() -> tuple[str, ...]:
     return names[: names.index(best) + 1] if best in names else ("generic",)
 
 
+def _wanted(level: str | None) -> str:
+    return (level or os.environ.get("UELLM_KERNELS") or "auto").lower()
+
+
 @functools.cache
 def _attempt(level: str) -> Kernels | str:
     if level == "off":
@@ -381,7 +385,7 @@ def _attempt(level: str) -> Kernels | str:
     if level == "auto":
         level = levels[-1]
     if level not in levels:
-        return f"{level!r} is none of this machine's levels: {', '.join(levels)}"
+        return f"UELLM_KERNELS is {level!r}, and this machine has: {', '.join(levels)}"
     try:
         return Kernels(level)
     except BuildError as error:
