@@ -517,6 +517,8 @@ def test_nobody_looks_at_what_was_in_a_page_before(
         layer.values.fill_(torch.nan)
     found, free = answers(engine, work), answers(roomy, work)
     assert {n: texts(c) for n, c in found.items()} == {n: texts(c) for n, c in free.items()}
+    # And nobody was saved by being computed again.
+    assert {timing_of(completion).preemptions for completion in found.values()} == {0}
 
 
 @each_pace

@@ -650,9 +650,9 @@ def test_a_model_is_served_in_the_type_that_is_asked_for(dtype: str, tiny_llm: s
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"page_tokens": 0}, "page_tokens must be at least 1, not 0"),
+        ({"page_tokens": 0}, "page_tokens must be from 1 to 65536, not 0"),
         ({"page_tokens": "many"}, "page_tokens"),
-        ({"step_tokens": -1}, "step_tokens cannot be negative"),
+        ({"step_tokens": -1}, "step_tokens must be from 0 to 1048576, not -1"),
         ({"kernels": "own"}, "kernels must be auto or torch"),
         ({"share_prefixes": "perhaps"}, "share_prefixes"),
         ({"rows": 3}, "has no option 'rows'; its options are: dtype, page_tokens"),

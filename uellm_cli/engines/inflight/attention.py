@@ -16,6 +16,11 @@ from uellm_cli.engines.inflight.step import Step
 class AttentionBackend(Protocol):
     """Computes attention of a step's tokens, each over the keys of its own row."""
 
+    @property
+    def heads_first(self) -> bool:
+        """Whether a page's heads come before its tokens in the memory of the cache it wants."""
+        ...
+
     def attend(
         self,
         layer: AttentionLayer,

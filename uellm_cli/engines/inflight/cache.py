@@ -68,7 +68,10 @@ def page_counts(
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """Keys [pages, page tokens, KV heads, key size] and values of one layer."""
+    """Keys [pages, page tokens, KV heads, key size] and values of one layer.
+
+    In memory a page's heads come before its tokens where the cache is `heads_first`.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -81,7 +84,11 @@ class KvCache:
     """
 
     def __init__(
-        self, groups: Sequence[LayerGroup], page_tokens: int, counts: Sequence[int]
+        self,
+        groups: Sequence[LayerGroup],
+        page_tokens: int,
+        counts: Sequence[int],
+        heads_first: bool = False,
     ) -> None:
         self.groups = tuple(groups)
         self.page_tokens = page_tokens
@@ -89,14 +96,13 @@ class KvCache:
         self.layers: dict[int, tuple[LayerCache, int]] = {}
         for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
             for layer in group.layers:
-                shape = (count, page_tokens, layer.kv_heads)
-                self.layers[layer.index] = (
-                    LayerCache(
-                        _zeros((*shape, layer.key_size), layer),
-                        _zeros((*shape, layer.value_size), layer),
-                    ),
-                    number,
+                keys, values = (
+                    _zeros((count, layer.kv_heads, page_tokens, size), layer).transpose(1, 2)
+                    if heads_first
+                    else _zeros((count, page_tokens, layer.kv_heads, size), layer)
+                    for size in (layer.key_size, layer.value_size)
                 )
+                self.layers[layer.index] = (LayerCache(keys, values), number)
 
     @property
     def total_bytes(self) -> int:

@@ -99,7 +99,8 @@ class Trial:
     def _offs(self, attention: PackedAttention, sample: Sample) -> Iterator[float]:
         """In standard deviations, how far each text's scores are off in each of the steps."""
         pages = sum(blocks(len(text) + 1, self.page_tokens) for text in sample.tokens)
-        cache = KvCache(self.groups, self.page_tokens, [pages] * len(self.groups))
+        heads_first = attention.backend.heads_first
+        cache = KvCache(self.groups, self.page_tokens, [pages] * len(self.groups), heads_first)
         packed = PackedModel(self.model, attention, cache)
         limits = Limits(len(sample.tokens), sum(map(len, sample.tokens)))
         flights = Flights(self.groups, cache.pools, self.page_tokens, limits, share_prefixes=False)

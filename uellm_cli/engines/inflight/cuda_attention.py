@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -92,6 +92,8 @@ def rows_key(group: int, device: torch.device) -> object:
 class CudaAttention:
     """An `AttentionBackend`; `prompts` is None where only the kernels are to be used."""
 
+    heads_first: ClassVar[bool] = False
+
     def __init__(
         self, page_tokens: int, kernels: PagedKernels, prompts: FlashPrompts | None
     ) -> None:
@@ -164,6 +166,8 @@ class CudaAttention:
 
 class AttentionByDevice:
     """An `AttentionBackend` for a model on devices of several kinds: each kind has its own."""
+
+    heads_first: ClassVar[bool] = False
 
     def __init__(self, backends: Mapping[str, AttentionBackend]) -> None:
         self._backends = dict(backends)

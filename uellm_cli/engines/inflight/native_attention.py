@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ class Prepared:
 
 class NativeAttention:
     """An `AttentionBackend`, for layers on the CPU of one of the kernels' `DTYPES`."""
+
+    heads_first: ClassVar[bool] = False
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels

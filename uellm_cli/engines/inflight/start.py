@@ -91,7 +91,8 @@ def _inflight(
     if why_torch is not None:
         context.note(f"uellm's compiled kernels are not used, which is slower: {why_torch}")
     limits = _limits(options, context, loaded.device)
-    cache = _cache(options, context, model, trial.groups, limits, kv_bytes)
+    heads_first = attention.backend.heads_first
+    cache = _cache(options, context, model, trial.groups, limits, kv_bytes, heads_first)
     packed = PackedModel(model, attention, cache)
     steps: StepModel = cuda_start.graphed(packed, context.note) if options.graphs else packed
     flights = Flights(
@@ -149,6 +150,7 @@ def _cache(
     groups: Sequence[LayerGroup],
     limits: Limits,
     kv_bytes: int,
+    heads_first: bool,
 ) -> KvCache:
     """As many pages as the budget allows and there is memory for, but none never to be used."""
     size = options.page_tokens
@@ -167,4 +169,4 @@ def _cache(
     if share < 1:
         context.note(f"the GPU has room for {share:.0%} of the planned KV cache only")
         counts = [max(1, int(share * count)) for count in counts]
-    return KvCache(groups, size, counts)
+    return KvCache(groups, size, counts, heads_first)

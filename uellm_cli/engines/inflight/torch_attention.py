@@ -1,13 +1,15 @@
 """Attention with torch's own functions: on every device, for every layer, without a compiler.
 
-Keys and values are gathered from their pages. Rows that decode are taken together where they are
-about as long; each prompt is computed by itself.
+Rows that decode look at their keys page by page, where these lie: what each page says is weighed by
+how much of a row's attention is on it, and added up. Each prompt is computed by itself, from keys
+that are gathered from their pages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,22 +20,27 @@ from uellm_cli.engines.inflight.cache import LayerCache
 from uellm_cli.engines.inflight.layers import AttentionLayer
 from uellm_cli.engines.inflight.step import Step
 
-# A row joins the longer ones where it has at least this share of their length: what is gathered
-# beyond a row's end is read for nothing, and every further group costs its own calls.
-LENGTH_SHARE = 0.6
+# The cache is read as it lies from its first page to the last one that is needed, if at least this
+# share of them is: what is not is read for nothing, and to gather pages is to read and write them
+# once more.
+NEEDED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoding:
-    """Rows of one token each: their places, pages [rows · blocks], and keys seen [rows, 1, 1, n].
+    """All rows of one token each, as pairs of a row and one of its pages.
 
-    `unseen` are the places of the other keys of all rows, one row behind the other.
+    `pages` [pairs] are gathered; None: the pairs are the cache's first ones, `owners.shape[0]` of
+    them, each with one row's. `owners` [pairs] are the rows, `rows` for a page that is no row's.
+    `pairs` [rows, most] are each row's own, filled up with its first one. `seen` [pairs, 1, 1,
+    page tokens] are the keys that the row sees.
     """
 
-    rows: torch.Tensor
-    pages: torch.Tensor
+    rows: int
+    pages: torch.Tensor | None
+    owners: torch.Tensor
+    pairs: torch.Tensor
     seen: torch.Tensor
-    unseen: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +61,19 @@ class _Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    slots: torch.Tensor
-    decoding: Sequence[_Decoding]
+    """`places` [tokens] are the keys' places in their `pages` [tokens]; `begun` are new pages."""
+
+    pages: torch.Tensor
+    places: torch.Tensor
+    begun: torch.Tensor
+    decoding: _Decoding | None
     prompts: Sequence[_Prompt]
 
 
 class TorchAttention:
     """An `AttentionBackend`."""
+
+    heads_first: ClassVar[bool] = True
 
     def __init__(self, page_tokens: int) -> None:
         self._page_tokens = page_tokens
@@ -77,18 +90,21 @@ class TorchAttention:
     ) -> torch.Tensor:
         """See `AttentionBackend`."""
         prepared = self._prepared(layer, group, step)
-        cache.keys.view(-1, *key.shape[1:]).index_copy_(0, prepared.slots, key)
-        cache.values.view(-1, *value.shape[1:]).index_copy_(0, prepared.slots, value)
+        # Places that nothing was written to yet are read too, and weigh nothing: not even what is
+        # no number must be there.
+        cache.values.index_fill_(0, prepared.begun, 0)
+        cache.keys[prepared.pages, prepared.places] = key
+        cache.values[prepared.pages, prepared.places] = value
         output = query.new_empty(*query.shape[:2], layer.value_size)
-        for part in prepared.decoding:
-            output.index_copy_(0, part.rows, _decode(layer, cache, part, query))
+        if prepared.decoding is not None:
+            rows = prepared.decoding.rows
+            output[:rows] = _decode(layer, cache, prepared.decoding, query[:rows])
         for prompt in prepared.prompts:
             tokens = slice(prompt.start, prompt.end)
             if prompt.pages is None or prompt.unseen is None:
                 keys, values = key[tokens], value[tokens]
             else:
-                keys, values = _gathered(cache, prompt.pages, prompt.unseen, 1)
-                keys, values = keys[0], values[0]
+                keys, values = _gathered(cache, prompt.pages, prompt.unseen)
             output[tokens] = _prefill(layer, query[tokens], keys, values, prompt.seen)
         return output
 
@@ -101,42 +117,46 @@ class TorchAttention:
         return known
 
     def _prepare(self, layer: AttentionLayer, group: int, step: Step) -> _Prepared:
-        tables, device = step.groups[group].tables, layer.device
+        parts, device = step.groups[group], layer.device
+        pages, places = np.divmod(parts.slots, self._page_tokens)
         return _Prepared(
-            slots=torch.from_numpy(step.groups[group].slots).to(device),
-            decoding=[
-                self._decoding(rows, tables, step.lengths, layer.window, device)
-                for rows in _alike(step.lengths[: step.decode_rows], layer.window)
-            ],
+            pages=torch.from_numpy(pages).to(device),
+            places=torch.from_numpy(places).to(device),
+            begun=torch.from_numpy(pages[places == 0]).to(device),
+            decoding=self._decoding(parts.tables, step, layer) if step.decode_rows else None,
             prompts=[
-                self._prompt(row, tables[row], step, layer)
+                self._prompt(row, parts.tables[row], step, layer)
                 for row in range(step.decode_rows, step.rows)
             ],
         )
 
-    def _decoding(
-        self,
-        rows: NDArray[np.int64],
-        tables: NDArray[np.int32],
-        lengths: NDArray[np.int32],
-        window: int | None,
-        device: torch.device,
-    ) -> _Decoding:
-        size = self._page_tokens
-        ends = lengths[rows].astype(np.int64)
-        begins = np.zeros_like(ends) if window is None else np.maximum(ends - window, 0)
+    def _decoding(self, tables: NDArray[np.int32], step: Step, layer: AttentionLayer) -> _Decoding:
+        size, rows = self._page_tokens, step.decode_rows
+        ends = step.lengths[:rows].astype(np.int64)
+        begins = np.zeros_like(ends) if layer.window is None else np.maximum(ends - layer.window, 0)
         first = begins // size
-        width = int((-(-ends // size) - first).max())
-        columns = first[:, None] + np.arange(width)
-        pages = tables[rows[:, None], np.minimum(columns, tables.shape[1] - 1)]
-        positions = (first * size)[:, None] + np.arange(width * size)
-        seen = (positions >= begins[:, None]) & (positions < ends[:, None])
-        # Blocks that a row does not have are not its own pages, but some page: nothing is seen.
+        counts = -(-ends // size) - first
+        owners = np.repeat(np.arange(rows), counts)
+        before = np.cumsum(counts) - counts
+        blocks = np.arange(len(owners)) - before[owners] + first[owners]
+        pages = tables[owners, blocks].astype(np.int64)
+        positions = (blocks * size)[:, None] + np.arange(size)
+        seen = (positions >= begins[owners, None]) & (positions < ends[owners, None])
+        pairs = before[:, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+        gathered: torch.Tensor | None = torch.from_numpy(pages).to(layer.device)
+        most = int(pages.max()) + 1
+        if len(pages) >= NEEDED_SHARE * most and len(np.unique(pages)) == len(pages):
+            gathered, pairs = None, pages[pairs]
+            owners, of_pairs = np.full(most, rows), owners
+            owners[pages] = of_pairs
+            seen, of_pairs = np.zeros((most, size), dtype=np.bool_), seen
+            seen[pages] = of_pairs
         return _Decoding(
-            rows=torch.from_numpy(rows).to(device),
-            pages=torch.from_numpy(pages.astype(np.int64)).flatten().to(device),
-            seen=torch.from_numpy(seen)[:, None, None].to(device),
-            unseen=torch.from_numpy(np.flatnonzero(~seen)).to(device),
+            rows=rows,
+            pages=gathered,
+            owners=torch.from_numpy(owners).to(layer.device),
+            pairs=torch.from_numpy(pairs).to(layer.device),
+            seen=torch.from_numpy(seen)[:, None, None].to(layer.device),
         )
 
     def _prompt(
@@ -160,33 +180,15 @@ class TorchAttention:
         return _Prompt(start, end, pages.to(device), seen.to(device), unseen.to(device))
 
 
-def _alike(lengths: NDArray[np.int32], window: int | None) -> list[NDArray[np.int64]]:
-    """Rows in groups of about the same length."""
-    if window is not None:
-        lengths = np.minimum(lengths, window)
-    order = np.argsort(-lengths, kind="stable")
-    found: list[NDArray[np.int64]] = []
-    begin = 0
-    while begin < len(order):
-        shorter = lengths[order[begin:]] < LENGTH_SHARE * lengths[order[begin]]
-        end = begin + int(np.argmax(shorter)) if shorter.any() else len(order)
-        found.append(order[begin:end])
-        begin = end
-    return found
-
-
 def _gathered(
-    cache: LayerCache, pages: torch.Tensor, unseen: torch.Tensor, rows: int
+    cache: LayerCache, pages: torch.Tensor, unseen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [rows, tokens, heads, size] of `pages` [rows · blocks].
+    """Keys and values [tokens, heads, size] of `pages`.
 
     Those `unseen` are zero: whatever they were, infinite or no number, weighs nothing then.
     """
     keys, values = (
-        part.index_select(0, pages)
-        .flatten(0, 1)
-        .index_fill_(0, unseen, 0)
-        .view(rows, -1, *part.shape[2:])
+        part.index_select(0, pages).flatten(0, 1).index_fill_(0, unseen, 0)
         for part in (cache.keys, cache.values)
     )
     return keys, values
@@ -196,19 +198,37 @@ def _decode(
     layer: AttentionLayer, cache: LayerCache, part: _Decoding, query: torch.Tensor
 ) -> torch.Tensor:
     """[rows, query heads, value size]"""
-    rows = len(part.rows)
+    count, rows = part.owners.shape[0], part.rows
+    heads_first = (cache.keys.transpose(1, 2), cache.values.transpose(1, 2))
     keys, values = (
-        each.transpose(1, 2) for each in _gathered(cache, part.pages, part.unseen, rows)
+        each[:count] if part.pages is None else each.index_select(0, part.pages)
+        for each in heads_first
     )
     # The query heads of a KV head as that many queries: no key is copied for each of them.
-    queries = query.index_select(0, part.rows).view(rows, layer.kv_heads, -1, layer.key_size)
-    if layer.is_plain:
-        output = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=part.seen, scale=layer.scale
-        )
-    else:
-        output = _attention(layer, queries, keys, values, part.seen)
-    return output.reshape(rows, layer.query_heads, layer.value_size)
+    queries = query.reshape(rows, layer.kv_heads, -1, layer.key_size)
+    owners = part.owners.clamp(max=rows - 1)
+    scores = _scores(layer, queries.index_select(0, owners), keys)
+    scores.masked_fill_(~part.seen, -torch.inf)  # [pairs, KV heads, queries, page tokens]
+    # [rows, KV heads, queries]: the highest of each row, that no weight is infinite.
+    highest = scores.amax(-1)[part.pairs].amax(1)
+    weights = scores.sub_(highest.index_select(0, owners)[..., None]).exp_()
+    # One row more, for pages that are none's, whatever they hold.
+    total, summed = (
+        each.new_zeros(rows + 1, *each.shape[1:]).index_add_(0, part.owners, each)[:rows]
+        for each in (weights.sum(-1), (weights.to(values.dtype) @ values).float())
+    )
+    if layer.sinks is not None:  # one logit more for the denominator, however large it is
+        total = total + torch.exp(layer.sinks.float().view(1, layer.kv_heads, -1) - highest)
+    output = (summed / total[..., None]).to(query.dtype)
+    return output.view(rows, layer.query_heads, layer.value_size)
+
+
+def _scores(layer: AttentionLayer, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """float32 [.., n, tokens] of queries [.., n, size] and keys [.., tokens, size]"""
+    scores = (queries @ keys.transpose(-2, -1)).float() * layer.scale
+    if layer.softcap is not None:
+        scores = torch.tanh(scores / layer.softcap) * layer.softcap
+    return scores
 
 
 def _prefill(
@@ -253,10 +273,7 @@ def _attention(
     [rows, KV heads, n, value size] of queries [rows, KV heads, n, size], where n runs over the
     query heads of each KV head, and, within one, over its queries.
     """
-    scores = (queries @ keys.transpose(2, 3)).float() * layer.scale
-    if layer.softcap is not None:
-        scores = torch.tanh(scores / layer.softcap) * layer.softcap
-    scores = scores.masked_fill(~seen, float("-inf"))
+    scores = _scores(layer, queries, keys).masked_fill(~seen, float("-inf"))
     if layer.sinks is not None:
         heads = layer.query_heads // layer.kv_heads
         sinks = layer.sinks.float().view(1, layer.kv_heads, heads, 1)
