@@ -356,6 +356,32 @@ def test_attention_over_pages_is_attention_whatever_the_shapes(
     assert error_of(one, rows, kernels("triton", page_tokens)) < 1e-5
 
 
+def test_pages_of_nobody_between_others_weigh_nothing_whatever_is_in_them() -> None:
+    one, size = LAYERS["plain"], 4
+    rows = Rows((5, 9, 7), (), size)
+    step, pages = rows.step(None)
+    used = {slot // size for slot in step.groups[0].slots.tolist()} | {
+        int(step.groups[0].tables[row, block])
+        for row, length in enumerate(rows.lengths)
+        for block in range(-(-length // size))
+    }
+    unused = [page for page in range(pages) if page not in used]
+    assert min(unused) < max(used)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, heads, 16, generator=generator).to(DEVICE) for heads in (4, 2, 2)
+    )
+    made = []
+    for number in (0.0, torch.nan):
+        cache = LayerCache(*(torch.ones(pages, size, 2, 16, device=DEVICE) for _ in range(2)))
+        for page in unused:
+            cache.keys[page] = number
+            cache.values[page] = number
+        made.append(TorchAttention(size).attend(one, cache, 0, step, query, key, value))
+    assert made[0].isfinite().all()
+    assert torch.equal(*made)
+
+
 def test_layers_on_other_devices_have_attention_of_their_own() -> None:
     one, size = LAYERS["plain"], MIXED.page_tokens
     wrong = CudaAttention(size, ReferenceKernels(size), None)

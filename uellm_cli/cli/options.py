@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,15 +42,16 @@ SloFile = Annotated[
     str | None,
     typer.Option(help="Promises by class (YAML, TOML or JSON).", show_default=False),
 ]
+
+
+def options_of(kind: str, told: str) -> Any:
+    """A flag `--{kind}-option KEY=VALUE`, which may be given several times."""
+    return typer.Option(f"--{kind}-option", metavar="KEY=VALUE", help=told, show_default=False)
+
+
 Predictor = Annotated[str, typer.Option(help="How output lengths are predicted.")]
 PredictorOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--predictor-option",
-        metavar="KEY=VALUE",
-        help="Set an option of the predictor.",
-        show_default=False,
-    ),
+    list[str] | None, options_of("predictor", "Set an option of the predictor.")
 ]
 Scheduler = Annotated[str, typer.Option(help="How requests are ordered and batched.")]
 Variant = Annotated[
@@ -62,13 +63,7 @@ Variant = Annotated[
     ),
 ]
 SchedulerOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--scheduler-option",
-        metavar="KEY=VALUE",
-        help="Set an option of the scheduler.",
-        show_default=False,
-    ),
+    list[str] | None, options_of("scheduler", "Set an option of the scheduler.")
 ]
 TopologyFile = Annotated[
     str | None,
@@ -78,13 +73,7 @@ TopologyFile = Annotated[
 ]
 Algorithm = Annotated[str, typer.Option("--algorithm", help="How layers are placed on devices.")]
 AlgorithmOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--algorithm-option",
-        metavar="KEY=VALUE",
-        help="Set an option of the algorithm.",
-        show_default=False,
-    ),
+    list[str] | None, options_of("algorithm", "Set an option of the algorithm.")
 ]
 MaxTokens = Annotated[
     int | None,

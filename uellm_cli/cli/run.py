@@ -41,11 +41,8 @@ def run(
     engine: Annotated[str, typer.Option(help="What computes the answers.")] = options.ENGINE,
     engine_option: Annotated[
         list[str] | None,
-        typer.Option(
-            "--engine-option",
-            metavar="KEY=VALUE",
-            help="Set an option of the engine, as dtype=bfloat16; the README has them.",
-            show_default=False,
+        options.options_of(
+            "engine", "Set an option of the engine, as dtype=bfloat16; the README has them."
         ),
     ] = None,
     topology: options.TopologyFile = None,

@@ -146,11 +146,9 @@ class TorchAttention:
         gathered: torch.Tensor | None = torch.from_numpy(pages).to(layer.device)
         most = int(pages.max()) + 1
         if len(pages) >= NEEDED_SHARE * most and len(np.unique(pages)) == len(pages):
-            gathered, pairs = None, pages[pairs]
-            owners, of_pairs = np.full(most, rows), owners
-            owners[pages] = of_pairs
-            seen, of_pairs = np.zeros((most, size), dtype=np.bool_), seen
-            seen[pages] = of_pairs
+            all_owners, all_seen = np.full(most, rows), np.zeros((most, size), dtype=np.bool_)
+            all_owners[pages], all_seen[pages] = owners, seen
+            gathered, owners, seen, pairs = None, all_owners, all_seen, pages[pairs]
         return _Decoding(
             rows=rows,
             pages=gathered,
