@@ -447,24 +447,29 @@ def test_a_redone_run_survives_being_killed(tmp_path: Path) -> None:
     redo = (*resume, "--redo", "truncated", "--max-tokens", "500")
 
     def killed_at_times(arguments: tuple[object, ...], times: int) -> None:
-        for _ in range(times):
+        for kill in range(times):
             start = arguments if (directory / "run.json").exists() or arguments == fresh else fresh
             if start == fresh and (directory / "run.json").exists():
                 start = resume
             session = Session(tmp_path, *start)
+            # A start takes as long as the machine is busy: every second kill waits for its end.
+            while kill % 2 and not (directory / "run.json").exists():
+                assert session.process.is_alive(), session.text()
             time.sleep(moment.uniform(0.1, 1.2))
             session.send(moment.choice([signal.SIGKILL, signal.SIGTERM]))
             session.wait()
 
     killed_at_times(fresh, 6)
-    assert run(tmp_path, *resume)[0] == 0
+    code, text = run(tmp_path, *(resume if (directory / "run.json").exists() else fresh))
+    assert code == 0, text
     assert len(answers(directory)) == 4000
     assert set(journal_ids(directory).values()) == {1}
     cut = [row for row in lines(directory / "results.jsonl") if is_cut(row)]
     assert cut
 
     killed_at_times(redo, 6)
-    assert run(tmp_path, *redo)[0] == 0
+    code, text = run(tmp_path, *redo)
+    assert code == 0, text
     assert [row["custom_id"] for row in lines(directory / "results.jsonl")] == [
         line["id"] for line in asked
     ]
