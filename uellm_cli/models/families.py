@@ -26,6 +26,7 @@ class Family:
     qkv_bias: bool = False
     linear_bias: bool = False
     qk_norm: bool = False
+    gated_attention: bool = False
     tied: bool = False
     extra_positions: int | None = None
     full_every: int | None = None
@@ -43,6 +44,7 @@ _GEMMA3 = {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 _MISTRAL = Family(full_every=0)
 _QWEN2 = Family(qkv_bias=True)
 _QWEN3 = Family(qk_norm=True)
+_QWEN3_NEXT = Family(qk_norm=True, gated_attention=True)
 _GEMMA2 = Family(norms_per_layer=4, tied=True, full_every=2)
 _GEMMA3_TEXT = Family(norms_per_layer=4, qk_norm=True, tied=True, full_every=6, defaults=_GEMMA3)
 _DENSE_GPT = Family(gated_mlp=False, norm_bias=True, linear_bias=True, tied=True)
@@ -52,6 +54,7 @@ UNKNOWN = Family()
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(defaults=_LLAMA_7B),
     "granite": UNKNOWN,
+    "granitemoehybrid": UNKNOWN,
     "mistral": _MISTRAL,
     "mixtral": _MISTRAL,
     "phi3": _MISTRAL,
@@ -61,6 +64,9 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_5_vl": _QWEN2,
     "qwen3": _QWEN3,
     "qwen3_moe": _QWEN3,
+    "qwen3_next": _QWEN3_NEXT,
+    "qwen3_5_text": _QWEN3_NEXT,
+    "qwen3_5_moe_text": _QWEN3_NEXT,
     "gemma": Family(tied=True),
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3_TEXT,
@@ -69,6 +75,9 @@ FAMILIES: Mapping[str, Family] = {
     "cohere2": Family(norms_per_layer=1, tied=True, full_every=4),
     "llama4_text": Family(full_every=4, defaults={"n_shared_experts": 1}),
     "gpt_oss": Family(linear_bias=True, full_every=2),
+    "jamba": UNKNOWN,
+    "bamba": UNKNOWN,
+    "falcon_h1": UNKNOWN,
     "deepseek_v2": UNKNOWN,
     "deepseek_v3": UNKNOWN,
     "chatglm": _QWEN2,

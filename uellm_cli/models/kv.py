@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uellm_cli.errors import ModelError
 from uellm_cli.models.config import ModelConfig
+from uellm_cli.models.kinds import CHUNKED, CONV, LINEAR, RECURRENT, SLIDING
+from uellm_cli.models.recurrent import mixer
 
-FULL = "full_attention"
-SLIDING = "sliding_attention"
-CHUNKED = "chunked_attention"
+RECURRENT_STATE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """Bytes that a token adds to one layer's cache, up to `window_tokens` tokens."""
+    """Bytes that a token adds to one layer's cache, up to `window_tokens` tokens, on top of
+    `state_bytes` that every sequence takes."""
 
     bytes_per_token: int
     window_tokens: int | None
+    state_bytes: int = 0
 
 
-def kv_layers(config: ModelConfig) -> tuple[LayerKV, ...]:
-    """The cache of each layer in turn.
-
-    Raises ModelError for layer kinds whose state is not modelled (linear attention, Mamba).
-    """
+def kv_layers(config: ModelConfig, kinds: Sequence[str]) -> tuple[LayerKV, ...]:
+    """The cache of each layer in turn; raises ModelError for a state of unknown size."""
     per_token = kv_bytes_per_token(config)
-    return tuple(LayerKV(per_token, _window(config, kind)) for kind in _layer_kinds(config))
+    return tuple(
+        LayerKV(
+            bytes_per_token=0 if kind in (LINEAR, CONV) else per_token,
+            window_tokens=_window(config, kind),
+            state_bytes=_state_bytes(config, kind) if kind in RECURRENT else 0,
+        )
+        for kind in kinds
+    )
 
 
 def kv_bytes_per_token(config: ModelConfig) -> int:
@@ -34,43 +40,25 @@ def kv_bytes_per_token(config: ModelConfig) -> int:
 
     The cache holds 2-byte elements unless the model runs in float32.
     """
-    element_bytes = 4 if config.dtype_bytes >= 4 else 2
+    element_bytes = _element_bytes(config)
     latent = config.optional("kv_lora_rank")
     if latent is not None:
         return (latent + (config.optional("qk_rope_head_dim") or 0)) * element_bytes
     return config.kv_heads * 2 * config.head_dim * element_bytes
 
 
-def _layer_kinds(config: ModelConfig) -> list[str]:
-    listed = config.raw.get("layer_types")
-    if not isinstance(listed, list):
-        return [_kind_by_pattern(config, layer) for layer in range(config.layers)]
-    if len(listed) != config.layers:
-        raise ModelError(
-            f"{config.file}: layer_types lists {len(listed)} layers, but there are {config.layers}"
-        )
-    for kind in listed:
-        if kind not in (FULL, SLIDING, CHUNKED):
-            raise ModelError(
-                f"{config.file}: the memory of layer type {kind!r} is not known to uellm; "
-                f"known: {FULL}, {SLIDING}, {CHUNKED}"
-            )
-    return [str(kind) for kind in listed]
+def _state_bytes(config: ModelConfig, kind: str) -> int:
+    """The recurrence in float32, as transformers computes and keeps it, and the convolution."""
+    sizes = mixer(config, kind)
+    convolution = sizes.convolution_state * _element_bytes(config)
+    return sizes.recurrent_state * RECURRENT_STATE_BYTES + convolution
 
 
-def _kind_by_pattern(config: ModelConfig, layer: int) -> str:
-    if config.flag("use_sliding_window"):
-        # Qwen: the first max_window_layers layers see everything.
-        return SLIDING if layer >= (config.optional("max_window_layers") or 0) else FULL
-    full_every = config.optional("sliding_window_pattern") or config.family.full_every
-    if full_every is None or "use_sliding_window" in config.raw:
-        return FULL
-    if full_every and (layer + 1) % full_every == 0:
-        return FULL
-    return CHUNKED if config.optional("attention_chunk_size") else SLIDING
+def _element_bytes(config: ModelConfig) -> int:
+    return 4 if config.dtype_bytes >= 4 else 2
 
 
 def _window(config: ModelConfig, kind: str) -> int | None:
-    if kind == FULL:
+    if kind not in (SLIDING, CHUNKED):
         return None
     return config.optional("attention_chunk_size" if kind == CHUNKED else "sliding_window")

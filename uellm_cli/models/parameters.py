@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uellm_cli.models.config import ModelConfig
+from uellm_cli.models.kinds import CONV, LINEAR, RECURRENT
+from uellm_cli.models.recurrent import mixer
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +20,12 @@ class LayerParameters:
     plain: int
 
 
-def layer_parameters(config: ModelConfig, layer: int) -> LayerParameters:
-    """The weights of layer number `layer`, from 0."""
-    attention, attention_plain = _attention(config)
+def layer_parameters(config: ModelConfig, layer: int, kind: str) -> LayerParameters:
+    """The weights of layer number `layer`, from 0, which is of this kind (`kinds.py`)."""
+    attention, attention_plain = (0, 0) if kind in (LINEAR, CONV) else _attention(config)
+    if kind in RECURRENT:
+        beside = mixer(config, kind)
+        attention, attention_plain = attention + beside.linear, attention_plain + beside.plain
     norms = config.family.norms_per_layer * config.hidden * (2 if config.family.norm_bias else 1)
     if config.flag("new_decoder_architecture") or config.flag("parallel_attn"):
         # Falcon: attention and MLP side by side, one norm each, or one for both in the old form.
@@ -33,10 +38,14 @@ def layer_parameters(config: ModelConfig, layer: int) -> LayerParameters:
     active = min(experts, config.optional("experts_per_token") or experts)
     size = config.optional("expert_intermediate") or config.intermediate
     one, bias = _mlp(config, size)
-    shared_size = config.optional("shared_expert_intermediate_size") or size * (
-        config.optional("shared_experts") or 0
+    gated_size = config.optional("shared_expert_intermediate_size")
+    shared_size = (
+        gated_size
+        or config.optional("shared_intermediate_size")
+        or (size * (config.optional("shared_experts") or 0))
     )
-    router = config.hidden * experts
+    # Qwen's shared expert has a gate of its own.
+    router = config.hidden * (experts + (1 if gated_size else 0))
     return LayerParameters(
         attention,
         _mlp(config, shared_size)[0],
@@ -47,13 +56,16 @@ def layer_parameters(config: ModelConfig, layer: int) -> LayerParameters:
 
 
 def is_moe_layer(config: ModelConfig, layer: int) -> bool:
-    """Whether the layer's MLP is a mixture of experts, by the fields of Qwen, DeepSeek, Llama 4."""
+    """Whether the layer's MLP is a mixture of experts, by each family's fields."""
     if not config.optional("experts"):
         return False
     if layer < (config.optional("first_k_dense_replace") or 0):
         return False
     if layer in (config.raw.get("mlp_only_layers") or ()):
         return False
+    period = config.optional("expert_layer_period")
+    if period is not None:  # Jamba
+        return layer % period == (config.optional("expert_layer_offset") or 0)
     sparse_every = config.optional("decoder_sparse_step") or config.optional(
         "interleave_moe_layer_step"
     )
@@ -83,8 +95,9 @@ def _attention(config: ModelConfig) -> tuple[int, int]:
         return _latent_attention(config)
     query = config.heads * config.head_dim
     key_value = 2 * config.kv_heads * config.head_dim
-    linear = config.hidden * (query + key_value) + query * config.hidden
     family = config.family
+    inputs = (2 if family.gated_attention else 1) * query + key_value
+    linear = config.hidden * inputs + query * config.hidden
     has_all = family.linear_bias or any(map(config.flag, ("attention_bias", "bias")))
     has_qkv = has_all or family.qkv_bias or config.flag("add_qkv_bias")
     bias = (query + key_value if has_qkv else 0) + (config.hidden if has_all else 0)

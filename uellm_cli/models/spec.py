@@ -12,6 +12,7 @@ from pathlib import Path
 
 from uellm_cli.errors import ModelError
 from uellm_cli.models.config import ModelConfig, read_config
+from uellm_cli.models.kinds import layer_kinds
 from uellm_cli.models.kv import kv_layers
 from uellm_cli.models.parameters import (
     LayerParameters,
@@ -58,8 +59,9 @@ def load_model_spec(model: str | Path) -> ModelSpec:
 def spec_from_config(config: ModelConfig, name: str) -> ModelSpec:
     """What the config alone says; layer, embedding, head and norm bytes are counted weights."""
     stored = weight_format(config)
-    counted = [layer_parameters(config, i) for i in range(config.layers)]
-    caches = kv_layers(config)
+    kinds = layer_kinds(config)
+    counted = [layer_parameters(config, i, kind) for i, kind in enumerate(kinds)]
+    caches = kv_layers(config, kinds)
     is_counted_whole = config.is_known_family and not config.has_vision
     return ModelSpec(
         name=name,
@@ -74,6 +76,7 @@ def spec_from_config(config: ModelConfig, name: str) -> ModelSpec:
                 active_bytes=_layer_bytes(layer, layer.active_experts, stored),
                 kv_bytes_per_token=cache.bytes_per_token,
                 kv_window_tokens=cache.window_tokens,
+                state_bytes=cache.state_bytes,
             )
             for layer, cache in zip(counted, caches, strict=True)
         ),
