@@ -1,7 +1,7 @@
 # Each target makes .venv if it is not there and installs what it needs.
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := startup length_baselines durable
+BENCHMARKS := startup length_baselines durable predictor_speed predictors
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 

@@ -1,8 +1,10 @@
-"""Files that a reader sees whole or not at all, even after a power cut."""
+"""Files and folders that a reader sees whole or not at all, even after a power cut."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -62,6 +64,55 @@ def replace_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, document: object) -> None:
     """`replace_file` with `document` as indented JSON."""
     replace_file(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `path` when the block has ended well.
+
+    If it cannot be written, OutputError, and what is at `path` stands. Links are followed. Two
+    renames are needed: a kill between them leaves nothing at `path`, and the old folder beside it.
+    """
+    target = path.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        try:
+            yield fresh
+            fresh.chmod(0o755)
+            _sync_tree(fresh)
+            _put_in_place(fresh, target)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _put_in_place(fresh: Path, target: Path) -> None:
+    old = fresh.with_name(f"{fresh.name}-old")
+    if target.exists():
+        target.rename(old)
+    try:
+        fresh.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+    sync_directory(target.parent)
+    # What cannot be deleted is no reason to say that the new one is not there.
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_tree(directory: Path) -> None:
+    """Makes all files below a directory durable, and their names."""
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            sync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(directory)
 
 
 def sync_directory(directory: Path) -> None:

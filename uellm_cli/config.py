@@ -59,6 +59,7 @@ class Settings:
 
     `model` is None for the bundled one. `max_batch` is the most rows that run at a time, None for
     as many as suit the engine and fit the devices.
+    `pilot` says how many requests are answered first to learn from (`profiler/pilot.py`).
     `durability` says when results are put on the disk (`executor/durability.py`).
     """
 
@@ -77,6 +78,7 @@ class Settings:
     truncate_prompt: bool = False
     trust_remote_code: bool = False
     on_late: OnLate = OnLate.RUN
+    pilot: str = "off"
     durability: str = "batch"
     output_format: OutputFormat = OutputFormat.JSONL
     seed: int = 0

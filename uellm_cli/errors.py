@@ -57,6 +57,10 @@ class PlacementError(UnusableInputError):
     """The model fits on no allowed set of devices."""
 
 
+class PredictorError(UnusableInputError):
+    """A predictor's files cannot be used, or it cannot learn from what it was given."""
+
+
 class RunDirectoryError(UnusableInputError):
     """A run directory cannot be used as asked."""
 

@@ -20,18 +20,18 @@ from uellm_cli.atomic import write_json
 from uellm_cli.clock import Clock
 from uellm_cli.config import Resume, Settings
 from uellm_cli.deployer import PLACEMENTS
-from uellm_cli.deployer.budget import plan_budget, workload_of
+from uellm_cli.deployer.budget import workload_of
 from uellm_cli.deployer.export import cuda_visible_devices, device_map
-from uellm_cli.deployer.memory import MemoryRules
-from uellm_cli.deployer.verify import check_placement
-from uellm_cli.engines import ENGINES, EngineContext, default_rows
-from uellm_cli.errors import ExitCode, PlacementError, RequestFileError
+from uellm_cli.engines import ENGINES, EngineContext
+from uellm_cli.errors import ExitCode, RequestFileError
 from uellm_cli.executor import run_directory as files
 from uellm_cli.executor.durability import parse_durability
 from uellm_cli.executor.execute import Conduct, RunTimer, execute
 from uellm_cli.executor.index import Index, ResultReader, read_index
 from uellm_cli.executor.journal import Journal
+from uellm_cli.executor.learning import OwnAnswers
 from uellm_cli.executor.outputs import ResultSink, Rows, write_all, write_rows
+from uellm_cli.executor.own_predictor import OwnPredictor, kept_predictor, not_adapted
 from uellm_cli.executor.progress import Progress
 from uellm_cli.executor.run_info import new_run, resumed_run
 from uellm_cli.executor.session import (
@@ -44,12 +44,15 @@ from uellm_cli.executor.session import (
 )
 from uellm_cli.executor.stop import Stop
 from uellm_cli.executor.todo import Todo
-from uellm_cli.hardware import detect_topology, load_topology
 from uellm_cli.models.files import bundled_model, samples_by_default
 from uellm_cli.models.spec import load_model_spec
 from uellm_cli.models.tokens import load_tokenizer
-from uellm_cli.profiler import Profile, Profiler
-from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
+from uellm_cli.planning import placed, plan_for, plan_with_pilot, scheduled, topology_of
+from uellm_cli.profiler.learning.saved import build_predictor
+from uellm_cli.profiler.lengths.adapted import AdaptedModel
+from uellm_cli.profiler.pilot import Pilot, parse_pilot
+from uellm_cli.profiler.profile import Profile, Profiler
+from uellm_cli.profiler.trust import Trust, trust
 from uellm_cli.report.goodput import GoodputTargets
 from uellm_cli.report.json_report import report_document
 from uellm_cli.report.metrics import RunReport, summarise
@@ -60,21 +63,18 @@ from uellm_cli.requests.slo import SloRules
 from uellm_cli.requests.store import RequestStore
 from uellm_cli.scheduler import SCHEDULERS
 from uellm_cli.timing.loading import loading_s
-from uellm_cli.timing.roofline import step_times
 from uellm_cli.timing.simulator import judge
 from uellm_cli.types import (
-    Budget,
     Endpoint,
     InvalidRequest,
+    LengthPredictor,
     ModelSpec,
     Placement,
-    PlacementAlgorithm,
     Plan,
     ProfiledRequest,
     Request,
     RunInfo,
     Schedule,
-    Scheduler,
     Topology,
     Workload,
 )
@@ -95,6 +95,10 @@ class Observer(Protocol):
 
     def on_plan(self, plan: Plan) -> None: ...
 
+    def on_revised(self, plan: Plan) -> None:
+        """What is left is done in another order, since answers are not as long as predicted."""
+        ...
+
     def on_note(self, note: str) -> None:
         """A remark of the engine's for the user."""
         ...
@@ -108,13 +112,14 @@ class Observer(Protocol):
 class Profiled:
     """Requests with all that is known of them before a model is loaded; their text is not kept.
 
-    `notes` are remarks on the files for the user.
+    `trust` is what their predicted lengths stand on, `notes` are remarks on the files for the user.
     """
 
     requests: list[ProfiledRequest]
     invalid: list[InvalidRequest]
     profile: Profile
     profiler: Profiler
+    trust: Trust
     notes: tuple[str, ...]
 
     @property
@@ -139,10 +144,16 @@ class RunOutcome:
         return ExitCode.OK
 
 
-def profile(settings: Settings, started: datetime, store: RequestStore | None = None) -> Profiled:
+def profile(
+    settings: Settings,
+    started: datetime,
+    store: RequestStore | None = None,
+    predictor: LengthPredictor | None = None,
+) -> Profiled:
     """Reads the requests and says how long each prompt is and each answer will be.
 
-    Text is read once and in pieces; `store` keeps what is needed of it to run.
+    Text is read once and in pieces; `store` keeps what is needed of it to run. `predictor` is one
+    that knows the model's answers; None for the one that is asked for.
     """
     slo_file = settings.slo_file
     rules = SloRules() if slo_file is None else load_slo_rules(Path(slo_file), started)
@@ -150,7 +161,7 @@ def profile(settings: Settings, started: datetime, store: RequestStore | None = 
     profiler = Profiler(
         tokenizer=load_tokenizer(model_of(settings), settings.trust_remote_code, started),
         model=model,
-        predictor=LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options),
+        predictor=predictor or build_predictor(settings.predictor.name, settings.predictor.options),
         max_tokens=settings.max_tokens,
         truncate=settings.truncate_prompt,
         samples_by_default=samples_by_default(model_of(settings)),
@@ -172,7 +183,14 @@ def profile(settings: Settings, started: datetime, store: RequestStore | None = 
             f"{model_of(settings)} has no chat template: messages are given to it joined by "
             "newlines, without their roles"
         )
-    return Profiled(known.requests, invalid, known, profiler, tuple(notes))
+    stands_on = trust(
+        settings.predictor.name,
+        settings.predictor.options,
+        profiler.predictor.source,
+        model_of(settings),
+        is_adapted=predictor is not None,
+    )
+    return Profiled(known.requests, invalid, known, profiler, stands_on, tuple(notes))
 
 
 def plan(settings: Settings, started: datetime) -> tuple[Profiled, Plan]:
@@ -182,29 +200,6 @@ def plan(settings: Settings, started: datetime) -> tuple[Profiled, Plan]:
     return profiled, plan_for(settings, profiled.model, profiled.requests)
 
 
-def plan_for(
-    settings: Settings, model: ModelSpec, requests: Sequence[ProfiledRequest], elapsed_s: float = 0
-) -> Plan:
-    """Decides for requests that are profiled already, `elapsed_s` after the run's start.
-
-    The placement comes first: it makes room for the requests' size, and what room there is for
-    their KV cache is the budget that the schedule has to keep (docs/adr/0004).
-    """
-    topology = topology_of(settings)
-    scheduler = SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
-    algorithm = PLACEMENTS.build(settings.placement.name, settings.placement.options)
-
-    placement = _placed(algorithm, model, topology, settings, partial(workload_of, requests))
-    if problems := check_placement(placement, model, topology):
-        raise PlacementError(f"{settings.placement.name} does not hold: {'; '.join(problems)}")
-    rules = algorithm if isinstance(algorithm, MemoryRules) else None
-    budget = plan_budget(model, topology, placement, rules)
-    schedule = _scheduled(scheduler, requests, budget, elapsed_s)
-    step = step_times(model, topology, placement)
-    verdict = judge(schedule, requests, step, start_s=elapsed_s + loading_s(model))
-    return Plan(model, topology, budget, placement, schedule, step, verdict)
-
-
 def plan_deploy(settings: Settings, started: datetime) -> tuple[Placement, ModelSpec, Topology]:
     """Places the model for the given requests, or for an assumed workload when there are none."""
     model = load_model_spec(model_of(settings))
@@ -212,7 +207,7 @@ def plan_deploy(settings: Settings, started: datetime) -> tuple[Placement, Model
     algorithm = PLACEMENTS.build(settings.placement.name, settings.placement.options)
     if settings.requests:
         requests = profile(settings, started).requests
-        placement = _placed(algorithm, model, topology, settings, partial(workload_of, requests))
+        placement = placed(algorithm, model, topology, settings, partial(workload_of, requests))
     else:
         tokens = min(UNKNOWN_WORKLOAD_TOKENS, model.context_tokens)
         rows = settings.max_batch or UNKNOWN_WORKLOAD_ROWS
@@ -250,8 +245,9 @@ def run(
                 settings, model_of(settings), virtual, directory, sys.argv, started
             )
         journal.keep(parse_durability(settings.durability))
+        kept = None if resume is None else kept_predictor(directory, observer.on_note)
         store = RequestStore(directory, info.model_fingerprint)
-        profiled = profile(settings, info.started, store)
+        profiled = profile(settings, info.started, store, kept)
         observer.on_read(info, profiled)
 
         begin_again(journal, resume or Resume(), store)
@@ -264,14 +260,27 @@ def run(
         # With nothing left to do it took as long as it took; to the last answer if killed after it.
         duration_s = info.duration_s or journal.index.latest_s
         if todo:
-            decided = plan_for(settings, profiled.model, [*todo.profiled.values()], timer.began_s)
+            decided, pilot = plan_with_pilot(
+                settings,
+                profiled.model,
+                [*todo.profiled.values()],
+                timer.began_s,
+                _pilot(settings, info, profiled, kept, observer),
+            )
             write_json(directory / files.PLAN, decided)
             observer.on_plan(decided)
             with ResultSink(directory, info, journal) as sink:
                 engine = factory.start(
                     _engine_context(settings, decided, timer, stop, observer.on_note)
                 )
-                conduct = _conduct(settings, profiled, journal, todo, timer, stop, observer)
+                learner = None
+                if not info.simulated:
+                    now = kept or not_adapted(settings.predictor, profiled.profiler.predictor)
+                    own = OwnPredictor(directory, info, now, profiled.profiler, timer.clock, todo)
+                    learner = _learner(settings, decided, pilot, own, timer, observer)
+                conduct = _conduct(
+                    settings, profiled, journal, todo, timer, stop, observer, learner
+                )
                 encode = encoder_of(info, profiled.profiler.tokenizer)
                 with stop.deferred():
                     execute(decided, todo, encode, engine, sink, conduct)
@@ -295,31 +304,6 @@ def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, Ru
         return info, summarise(rows, index.latest_s, goodput)
 
 
-def _placed(
-    algorithm: PlacementAlgorithm,
-    model: ModelSpec,
-    topology: Topology,
-    settings: Settings,
-    workload: Callable[[int], Workload],
-) -> Placement:
-    """The placement for as many rows as were asked for; else for as many as suit and fit."""
-    rows = settings.max_batch or default_rows(settings.engine.name)
-    while True:
-        try:
-            return algorithm.place(model, topology, workload(rows))
-        except PlacementError:
-            if settings.max_batch is not None or rows == 1:
-                raise
-            rows //= 2
-
-
-def topology_of(settings: Settings) -> Topology:
-    """The topology file's machine, else this one."""
-    if settings.topology is None:
-        return detect_topology()
-    return load_topology(Path(settings.topology))
-
-
 def model_of(settings: Settings) -> str:
     """The model that was asked for, else the bundled one's folder."""
     if settings.model is None:
@@ -339,21 +323,41 @@ def _promised(
             yield structs.replace(row, slo=rules.slo_for(row)) if row.slo is None else row
 
 
-def _scheduled(
-    scheduler: Scheduler, requests: Sequence[ProfiledRequest], budget: Budget, elapsed_s: float
-) -> Schedule:
-    """The schedule of what can still be in time, then of what cannot: no promise of it is left."""
-    past = [r for r in requests if r.finish_by_s is not None and r.finish_by_s <= elapsed_s]
-    if not past:
-        return scheduler.schedule(requests, budget)
-    gone = {request.custom_id for request in past}
-    first = scheduler.schedule([r for r in requests if r.custom_id not in gone], budget)
-    then = scheduler.schedule(past, budget)
-    moved = (
-        structs.replace(batch, batch_id=batch.batch_id + len(first.batches))
-        for batch in then.batches
-    )
-    return Schedule(first.algorithm, (*first.batches, *moved), (*first.oversized, *then.oversized))
+def _pilot(
+    settings: Settings,
+    info: RunInfo,
+    profiled: Profiled,
+    kept: AdaptedModel | None,
+    observer: Observer,
+) -> Pilot:
+    """The pilot that was asked for; none where lengths are made up, or have been learnt already."""
+    asked = parse_pilot(settings.pilot)
+    if info.simulated and asked.is_asked:
+        observer.on_note("no pilot: lengths that are made up teach nothing")
+    is_known = kept is not None or (asked.is_automatic and profiled.trust.is_adapted)
+    return Pilot() if info.simulated or is_known else asked
+
+
+def _learner(
+    settings: Settings,
+    decided: Plan,
+    pilot: frozenset[str],
+    own: OwnPredictor,
+    timer: RunTimer,
+    observer: Observer,
+) -> OwnAnswers:
+    """What has the rest of a run done in another order when its answers show that it should be."""
+    scheduler = SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
+
+    def reschedule(left: Sequence[ProfiledRequest]) -> Schedule:
+        now_s = timer.elapsed_s()
+        schedule = scheduled(scheduler, left, decided.budget, now_s)
+        # As if the engine had nothing in flight: those that are will be done soon.
+        verdict = judge(schedule, left, decided.step_times, start_s=now_s)
+        observer.on_revised(replace(decided, schedule=schedule, verdict=verdict))
+        return schedule
+
+    return OwnAnswers(own.todo, pilot, decided.model, own.adapt, own.moved, reschedule)
 
 
 def _nothing_to_run(settings: Settings, invalid: Sequence[InvalidRequest]) -> RequestFileError:
@@ -384,7 +388,8 @@ def _refuse_if_strict(settings: Settings, invalid: Sequence[InvalidRequest]) -> 
 
 def _refuse_unknown_variants(settings: Settings) -> None:
     """UsageError for a name or an option that means nothing, before any file is read."""
-    LENGTH_PREDICTORS.build(settings.predictor.name, settings.predictor.options)
+    build_predictor(settings.predictor.name, settings.predictor.options)
+    parse_pilot(settings.pilot)
     SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
     PLACEMENTS.build(settings.placement.name, settings.placement.options)
 
@@ -397,6 +402,7 @@ def _conduct(
     timer: RunTimer,
     stop: Stop,
     observer: Observer,
+    learner: OwnAnswers | None,
 ) -> Conduct:
     return Conduct(
         timer,
@@ -405,6 +411,7 @@ def _conduct(
         total=len(profiled.requests) + len(profiled.invalid),
         before=done_before(journal, todo, len(profiled.invalid)),
         on_late=settings.on_late,
+        learner=learner,
     )
 
 

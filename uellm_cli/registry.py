@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from uellm_cli.errors import UsageError
@@ -49,6 +50,13 @@ class Registry(Generic[T]):
                 offered = f"its options are: {', '.join(known)}" if known else "it has no options"
                 raise UsageError(f"{self.kind} {name!r} has no option {option!r}; {offered}")
         try:
-            return msgspec.convert(dict(options or {}), variant, strict=False)
+            return msgspec.convert(dict(options or {}), variant, strict=False, dec_hook=_as_path)
         except (msgspec.ValidationError, ValueError) as error:
             raise UsageError(f"{self.kind} {name!r}: {error}") from None
+
+
+def _as_path(wanted: type, value: object) -> Path:
+    """The only kind of option that msgspec does not know."""
+    if wanted is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise NotImplementedError(f"options of type {wanted.__name__} cannot be read")

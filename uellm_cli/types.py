@@ -8,13 +8,18 @@ seconds, `_bytes` bytes, `_tokens` tokens. A "request's start" is the run's star
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # --- Requests ------------------------------------------------------------------------------------
 
@@ -60,6 +65,11 @@ class SamplingParams(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+
+    @property
+    def is_length_free(self) -> bool:
+        """Whether the model decides how long its answer is, up to a cap."""
+        return not self.ignore_eos and not self.min_tokens
 
 
 class Anchor(StrEnum):
@@ -185,10 +195,45 @@ class ProfiledRequest(msgspec.Struct, frozen=True, gc=False):
 class LengthPredictor(Protocol):
     """Says how long answers will be, before any is made."""
 
-    def predict(
-        self, requests: Sequence[Request], prompt_tokens: Sequence[int], max_tokens: Sequence[int]
-    ) -> list[LengthEstimate]:
-        """One estimate for each request, in order, within [1, max_tokens] of that request."""
+    @property
+    def source(self) -> str:
+        """What stands beside its figures: the predictor's name, and what it was adapted with."""
+        ...
+
+    def quantiles(
+        self, requests: Sequence[Request], prompt_tokens: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """[requests, QUANTILE_LEVELS] in tokens, ascending along a row, whatever the caps."""
+        ...
+
+
+class Example(msgspec.Struct, frozen=True, gc=False):
+    """A request and how long its answer was: what predictors learn from.
+
+    A `censored` answer was cut at `output_tokens`, and would have been longer. `task` is the set or
+    kind that the request belongs to, where that is known.
+    """
+
+    request: Request
+    prompt_tokens: int
+    output_tokens: int
+    censored: bool = False
+    task: str = ""
+
+
+class Trained(LengthPredictor, Protocol):
+    """A predictor that was learnt, and can be kept."""
+
+    def write(self, folder: Path) -> None:
+        """Writes what it needs to be read again into a folder that there is."""
+        ...
+
+
+class PredictorTrainer(Protocol):
+    """Learns a predictor of one kind from examples. The same `seed`, the same predictor."""
+
+    def train(self, examples: Sequence[Example], seed: int, note: Callable[[str], None]) -> Trained:
+        """Raises PredictorError where there are too few examples; `note` is told how it goes on."""
         ...
 
 

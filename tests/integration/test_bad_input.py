@@ -110,7 +110,7 @@ def test_a_defect_is_code_1_and_says_that_it_is_one(
     def broken(*_: object) -> None:
         raise KeyError("surprise")
 
-    monkeypatch.setattr("uellm_cli.pipeline.topology_of", broken)
+    monkeypatch.setattr("uellm_cli.planning.topology_of", broken)
     assert uellm("plan", SAMPLES / "requests.jsonl") == 1
     err = capsys.readouterr().err
     assert "defect in uellm" in err

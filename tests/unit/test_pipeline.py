@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.builders import profiled
 from tests.conftest import REPOSITORY
-from uellm_cli import pipeline
+from uellm_cli import planning
 from uellm_cli.cli import options
 from uellm_cli.config import Choice, Settings
 from uellm_cli.models.spec import load_model_spec
@@ -32,7 +32,7 @@ def test_what_is_past_due_comes_after_everything_that_can_still_be_in_time() -> 
     ]
     for name in ("fifo", "slo-odbs", "slo-dbs", "odbs"):
         settings = replace(SETTINGS, scheduler=Choice(name))
-        schedule = pipeline.plan_for(settings, model, requests, elapsed_s=50.0).schedule
+        schedule = planning.plan_for(settings, model, requests, elapsed_s=50.0).schedule
         ordered = [custom_id for batch in schedule.batches for custom_id in batch.custom_ids]
         assert set(ordered[-2:]) == {"gone", "just-gone"}, name
         assert sorted(ordered) == sorted(request.custom_id for request in requests)
@@ -42,5 +42,5 @@ def test_what_is_past_due_comes_after_everything_that_can_still_be_in_time() -> 
 def test_where_everything_is_past_due_all_of_it_is_run() -> None:
     model = load_model_spec(str(SETTINGS.model))
     late = [profiled(name, deadline_s=1.0) for name in "abc"]
-    schedule = pipeline.plan_for(SETTINGS, model, late, elapsed_s=2.0).schedule
+    schedule = planning.plan_for(SETTINGS, model, late, elapsed_s=2.0).schedule
     assert sorted(c for batch in schedule.batches for c in batch.custom_ids) == ["a", "b", "c"]

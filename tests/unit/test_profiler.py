@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.builders import chat, model_spec
+from tests.unit.predictor_cases import asking, ready_predictors
 from uellm_cli.errors import ModelError, UsageError
 from uellm_cli.models.files import samples_by_default
-from uellm_cli.profiler import Profiler
 from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
+from uellm_cli.profiler.lengths.bounds import MEDIAN, estimates
 from uellm_cli.profiler.lengths.prompt_length import PromptLength, fit
+from uellm_cli.profiler.profile import Profiler
 from uellm_cli.profiler.table import write_profile
-from uellm_cli.types import QUANTILE_LEVELS, Request, Source
+from uellm_cli.types import QUANTILE_LEVELS, LengthPredictor, Request, Source
 
-CONSTANT = LENGTH_PREDICTORS.build("constant", {"quantiles": [1, 2, 3, 4, 5, 6, 7, 8]})
+CONSTANT = LENGTH_PREDICTORS.build("constant", {"tokens": [1, 2, 3, 4, 5, 6, 7, 8]})
 
 
 class WordTokenizer:
@@ -96,7 +99,7 @@ def test_a_line_fitted_to_a_power_law_finds_it_again() -> None:
     line = fit(prompts, [round(3 * prompt**1.0) for prompt in prompts])
     assert line.slope == pytest.approx(1.0)
     assert math.exp(line.intercept) == pytest.approx(3.0)
-    assert line.predict([chat("a", "")], [100], [10_000])[0].p50 == pytest.approx(300)
+    assert line.quantiles([chat("a", "")], [100])[0, MEDIAN] == pytest.approx(300)
 
 
 def test_a_line_needs_two_different_prompt_lengths() -> None:
@@ -107,29 +110,50 @@ def test_a_line_needs_two_different_prompt_lengths() -> None:
 @pytest.mark.parametrize("quantiles", [[1, 2], [8, 7, 6, 5, 4, 3, 2, 1]])
 def test_a_constant_that_is_no_distribution_is_refused(quantiles: list[int]) -> None:
     with pytest.raises(UsageError, match="quantiles"):
-        LENGTH_PREDICTORS.build("constant", {"quantiles": quantiles})
+        LENGTH_PREDICTORS.build("constant", {"tokens": quantiles})
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LengthPredictor]:
+    return ready_predictors(tmp_path_factory.mktemp("predictors"))
 
 
 @pytest.mark.parametrize("name", LENGTH_PREDICTORS.names())
 @given(rows=st.lists(st.tuples(st.integers(1, 100_000), st.integers(1, 5000)), max_size=20))
 def test_every_predictor_s_quantiles_ascend_within_one_and_the_cap(
-    name: str, rows: list[tuple[int, int]]
+    name: str, predictors: dict[str, LengthPredictor], rows: list[tuple[int, int]]
 ) -> None:
-    requests = [chat(str(i), "text") for i, _ in enumerate(rows)]
+    requests = [asking(str(i), "say text") for i, _ in enumerate(rows)]
     prompts, caps = [prompt for prompt, _ in rows], [cap for _, cap in rows]
-    estimates = LENGTH_PREDICTORS.build(name).predict(requests, prompts, caps)
-    assert len(estimates) == len(rows)
-    for estimate, cap in zip(estimates, caps, strict=True):
+    made = estimates(predictors[name], requests, prompts, caps)
+    assert len(made) == len(rows)
+    for estimate, cap in zip(made, caps, strict=True):
         assert list(estimate.tokens) == sorted(estimate.tokens)
         assert 1 <= estimate.tokens[0] <= estimate.tokens[-1] <= cap
-        assert estimate.source == name
+        assert estimate.source == predictors[name].source
+
+
+@pytest.mark.parametrize("name", LENGTH_PREDICTORS.names())
+def test_every_predictor_says_the_same_of_a_request_whatever_is_asked_beside_it(
+    name: str, predictors: dict[str, LengthPredictor]
+) -> None:
+    requests = [asking(str(i), f"say {'word ' * i}") for i in range(9)]
+    prompts = [3 + i for i in range(9)]
+    together = predictors[name].quantiles(requests, prompts)
+    backwards = predictors[name].quantiles(requests[::-1], prompts[::-1])[::-1]
+    alone = [
+        predictors[name].quantiles([request], [prompt])[0]
+        for request, prompt in zip(requests, prompts, strict=True)
+    ]
+    assert together == pytest.approx(backwards, rel=1e-4)
+    assert together == pytest.approx(np.array(alone), rel=1e-4)
 
 
 def test_a_slope_moves_the_prediction_with_the_prompt() -> None:
     predictor = PromptLength(intercept=0.0, slope=1.0, residuals=(0.0,) * 8)
-    short, long = predictor.predict([chat("a", ""), chat("b", "")], [10, 1000], [9999, 9999])
-    assert short.p50 == pytest.approx(10)
-    assert long.p50 == pytest.approx(1000)
+    short, long = predictor.quantiles([chat("a", ""), chat("b", "")], [10, 1000])[:, MEDIAN]
+    assert short == pytest.approx(10)
+    assert long == pytest.approx(1000)
 
 
 @pytest.mark.parametrize(

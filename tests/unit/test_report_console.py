@@ -142,6 +142,34 @@ def test_figures_of_the_run_stand_in_the_summary() -> None:
     assert "off by 1 in the median, on a median answer of 11 tokens; 100 % of 3 answers" in text
 
 
+def test_predicted_totals_and_cut_answers_stand_in_the_summary() -> None:
+    cut = replace(ROW, finish_reason=FinishReason.LENGTH, output_tokens=1_000)
+    text = " ".join(rendered([ROW, ROW, cut]).split())
+    assert "66.6 % of 3 answers (1 of them cut at their cap) within their p90" in text
+    assert "1,022 tokens were made where 30 (p50) to 60 (p90) were predicted." in text
+    assert "of them cut" not in rendered([ROW])
+
+
+def test_requests_with_several_answers_are_said_not_to_be_judged() -> None:
+    several = replace(ROW, answers=4)
+    text = " ".join(rendered([several, several, ROW]).split())
+    assert "100 % of 1 answers within their p90" in text
+    assert "2 requests with several answers each are not judged. 33 tokens were made" in text
+    alone = " ".join(rendered([several, replace(several, slo_class="other")]).split())
+    assert "Predictions: 2 requests with several answers each are not judged." in alone
+    assert "within their p90" not in alone
+    assert "not judged" not in rendered([ROW])
+
+
+def test_predictions_are_told_by_class_where_there_are_several() -> None:
+    cut = replace(ROW, slo_class="nightly", finish_reason=FinishReason.LENGTH, output_tokens=1_000)
+    lines = rendered([ROW, cut, cut]).splitlines()
+    heading = next(i for i, line in enumerate(lines) if line.startswith("predictions"))
+    by_class = [" ".join(line.split()) for line in lines[heading + 2 : heading + 4]]
+    assert by_class == ["interactive 1 0 11 10 20 1 100 %", "nightly 2 2 2,000 20 40 990 0 %"]
+    assert "within p90" not in rendered([ROW, ROW])
+
+
 def test_each_class_is_a_line_with_its_deadline_and_share() -> None:
     lines = rendered([ROW, LATE, replace(UNPROMISED, slo_class="free")]).splitlines()
     gold = next(line for line in lines if line.startswith("interactive"))

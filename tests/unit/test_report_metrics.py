@@ -150,6 +150,86 @@ def test_prediction_quality_is_of_answered_requests_with_a_prediction() -> None:
     assert quality.p90_coverage == pytest.approx(2 / 3)
 
 
+def test_predicted_totals_stand_beside_what_was_made() -> None:
+    # Twice 11 tokens for a p50 of 10 and a p90 of 20; what failed or has no prediction is no part.
+    unpredicted = replace(ROW, predicted_tokens_p50=None, predicted_tokens_p90=None)
+    quality = summarise([ROW, ROW, unpredicted, FAILED], 1.0).predictions
+    assert quality is not None
+    assert quality.made_tokens == 22
+    assert (quality.predicted_tokens_p50, quality.predicted_tokens_p90) == (20.0, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("p50", "p90", "coverage", "error"),
+    [
+        (30.0, 64.0, 1.0, 34.0),  # the p90 reached the cap of 64, the p50 lacks 34 of it
+        (30.0, 63.0, 0.0, 34.0),
+        (64.0, 64.0, 1.0, 0.0),
+        (70.0, 80.0, 1.0, 0.0),  # longer than it was cut at: nothing is known against it
+    ],
+)
+def test_a_cut_answer_is_covered_where_its_p90_reached_the_cap(
+    p50: float, p90: float, coverage: float, error: float
+) -> None:
+    cut = replace(
+        ROW,
+        finish_reason=FinishReason.LENGTH,
+        output_tokens=64,
+        predicted_tokens_p50=p50,
+        predicted_tokens_p90=p90,
+    )
+    quality = summarise([cut], 1.0).predictions
+    assert quality is not None
+    assert (quality.cut, quality.p90_coverage, quality.p50_error_tokens) == (1, coverage, error)
+    whole = summarise([replace(cut, finish_reason=FinishReason.STOP)], 1.0).predictions
+    assert whole is not None
+    assert (whole.cut, whole.p50_error_tokens) == (0, abs(64 - p50))
+
+
+def test_requests_with_several_answers_are_in_the_totals_and_judge_no_prediction() -> None:
+    # Four answers of 25 tokens, each beyond its p90 of 20, and all together well within 4 * 50.
+    four = replace(
+        ROW,
+        answers=4,
+        output_tokens=100,
+        predicted_tokens_p50=40.0,
+        predicted_tokens_p90=200.0,
+        finish_reason=FinishReason.LENGTH,
+    )
+    alone = summarise([four], 1.0).predictions
+    assert alone is not None
+    assert (alone.requests, alone.several, alone.cut) == (0, 1, 0)
+    assert (alone.p90_coverage, alone.p50_error_tokens, alone.median_tokens) == (None, None, None)
+    assert (alone.made_tokens, alone.predicted_tokens_p90) == (100, 200.0)
+    beside = summarise([four, replace(ROW, output_tokens=30)], 1.0).predictions
+    assert beside is not None
+    assert (beside.requests, beside.several) == (1, 1)
+    assert (beside.p90_coverage, beside.p50_error_tokens, beside.median_tokens) == (0.0, 20.0, 30)
+    assert beside.made_tokens == 130
+
+
+def test_each_class_has_its_own_prediction_quality_and_all_are_in_the_whole() -> None:
+    # |10 - 11| = 1, within 20; |10 - 30| = 20, beyond 20.
+    gold = replace(ROW, slo_class="gold", output_tokens=30)
+    silent = replace(ROW, slo_class="silent", predicted_tokens_p50=None, predicted_tokens_p90=None)
+    report = summarise([ROW, gold, silent], 1.0)
+    default, gold_class, silent_class = (entry.predictions for entry in report.classes)
+    assert default is not None
+    assert gold_class is not None
+    assert (default.p90_coverage, default.p50_error_tokens) == (1.0, 1.0)
+    assert (gold_class.p90_coverage, gold_class.p50_error_tokens) == (0.0, 20.0)
+    assert silent_class is None
+    assert report.predictions is not None
+    assert (report.predictions.p90_coverage, report.predictions.p50_error_tokens) == (0.5, 10.5)
+    classes = report_document(report)["classes"]
+    assert isinstance(classes, list)
+    assert [entry["predictions"] and entry["predictions"]["made_tokens"] for entry in classes] == [
+        11,
+        30,
+        None,
+    ]
+
+
 def test_worst_misses_are_the_latest_answers_then_missing_ones() -> None:
     late = [
         replace(LATE, custom_id=f"by-{late_s}", e2e_s=10.0 + late_s) for late_s in (1, 5, 3, 2, 4)
@@ -299,8 +379,9 @@ def latency_rows(draw: st.DrawFn) -> LatencyRow:
         predicted_tokens_p90=draw(st.none() | st.floats(500, 1000)),
         output_tokens=output_tokens,
         kv_bytes=0,
-        finish_reason=None,
+        finish_reason=None if error else draw(st.sampled_from(FinishReason)),
         error=error,
+        answers=0 if error else draw(st.sampled_from([1, 1, 4])),
     )
 
 
@@ -327,11 +408,29 @@ def test_shares_lie_between_none_and_all_and_percentiles_are_ordered(
     report = summarise(rows, duration_s)
     for slo in (report.slo, *(entry.slo for entry in report.classes)):
         assert slo.share is None or 0 <= slo.share <= 1
-    assert report.predictions is None or 0 <= report.predictions.p90_coverage <= 1
+    if report.predictions is not None and report.predictions.p90_coverage is not None:
+        assert 0 <= report.predictions.p90_coverage <= 1
     latencies = report.latencies
     for summary in (latencies.queue, latencies.ttft, latencies.tpot, latencies.e2e):
         if summary is not None:
             assert summary.median_s <= summary.p90_s <= summary.p99_s
+
+
+@given(RUNS)
+def test_predictions_of_the_classes_add_up_to_those_of_the_run(rows: list[LatencyRow]) -> None:
+    report = summarise(rows, 1.0)
+    parts = [entry.predictions for entry in report.classes if entry.predictions]
+    whole = report.predictions
+    assert (whole is None) == (not parts)
+    if whole is not None:
+        assert sum(part.requests for part in parts) == whole.requests
+        assert sum(part.several for part in parts) == whole.several
+        assert sum(part.cut for part in parts) == whole.cut
+        assert sum(part.made_tokens for part in parts) == whole.made_tokens
+        covered = sum((part.p90_coverage or 0.0) * part.requests for part in parts)
+        assert covered == pytest.approx((whole.p90_coverage or 0.0) * whole.requests)
+        p90 = sum(part.predicted_tokens_p90 for part in parts)
+        assert p90 == pytest.approx(whole.predicted_tokens_p90)
 
 
 @given(RUNS, TIMES)

@@ -34,6 +34,7 @@ ANSWERED = LatencyRow(
     finish_reason=FinishReason.LENGTH,
     error=None,
     itl_s=(0.125, 0.25, 0.0),
+    answers=3,
 )
 FAILED = LatencyRow(
     custom_id="b",

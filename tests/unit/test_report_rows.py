@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from uellm_cli.report.blame import blame_for
 from uellm_cli.report.rows import latency_row
-from uellm_cli.types import Blame, Failure, FinishReason, RequestTiming, Result
+from uellm_cli.types import Answer, Blame, Failure, FinishReason, RequestTiming, Result
 
 # The request starts 10 s into the run. Its batch is prefilled at 12 s and its first token comes at
 # 13 s; its own last token is made at 17 s, the batch is handed back at 21 s.
@@ -40,6 +40,12 @@ def test_latencies_count_from_the_request_start_and_not_from_the_run_start() -> 
 @pytest.mark.parametrize("output_tokens", [0, 1])
 def test_an_answer_of_at_most_one_token_has_no_time_per_further_token(output_tokens: int) -> None:
     assert latency_row(replace(RESULT, output_tokens=output_tokens)).tpot_s is None
+
+
+def test_a_row_says_how_many_answers_its_tokens_are_of() -> None:
+    answer = Answer("text", 5, FinishReason.STOP)
+    assert latency_row(replace(RESULT, answers=(answer,) * 3)).answers == 3
+    assert latency_row(FAILED).answers == 0
 
 
 def test_an_answer_exactly_at_its_deadline_is_in_time() -> None:

@@ -67,6 +67,16 @@ def test_a_request_that_was_cut_keeps_the_key_of_what_was_asked(tmp_path: Path) 
     assert store.key("a") == answer_key(content_of(whole), SALT).hex()
 
 
+def test_what_a_request_says_of_itself_is_kept_beside_its_text(tmp_path: Path) -> None:
+    store = RequestStore(tmp_path, "model")
+    told = {"tier": "gold", "rank": 3, "share": 0.5, "is_new": True, "note": None}
+    store.add(replace(chat("a", "one"), metadata=told))
+    store.add(chat("b", "two"))
+    assert store.request("a").metadata == told
+    assert store.request("b").metadata == {}
+    assert store.request("b").messages[0].content == "two"
+
+
 def test_reading_and_adding_may_take_turns(tmp_path: Path) -> None:
     store = RequestStore(tmp_path, "model")
     for name in "abc":

@@ -12,6 +12,7 @@ from uellm_cli.cli.bench import bench
 from uellm_cli.cli.output import error_line
 from uellm_cli.cli.plan import plan
 from uellm_cli.cli.plan_deploy import plan_deploy
+from uellm_cli.cli.predictor import predictor
 from uellm_cli.cli.profile import profile
 from uellm_cli.cli.report import report
 from uellm_cli.cli.run import run
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for command in (profile, plan, plan_deploy, run, report, topology, version):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(predictor)
 app.add_typer(bench)
 
 

@@ -13,6 +13,7 @@ from uellm_cli.config import Choice, Settings
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from uellm_cli.profiler.trust import Trust
     from uellm_cli.types import Plan, ProfiledRequest
 
 SHOWN_BATCHES = 8
@@ -73,7 +74,8 @@ def plan(
     if output is not None:
         write_json(Path(output), planned)
     by_id = {request.custom_id: request for request in profiled.requests}
-    show.say(*profiled.notes, verdict_sentence(planned), facts(planned))
+    show.say(*profiled.notes, *lengths_note(profiled.trust))
+    show.say(verdict_sentence(planned), facts(planned))
     if profiled.invalid:
         show.say(f"{len(profiled.invalid)} lines are invalid and will be error rows")
     show.say(_classes(planned), _batches(planned, by_id))
@@ -93,6 +95,16 @@ def verdict_sentence(planned: Plan) -> str:
         f"{verdict.late:,} of {total:,} would be late, done after "
         f"{duration(verdict.makespan_s)} ({basis})."
     )
+
+
+def lengths_note(stands_on: Trust) -> list[str]:
+    """What has to be said of predicted lengths, if anything."""
+    if stands_on.is_adapted:
+        return []
+    return [
+        f"Lengths are by {stands_on.source}, which has not seen this model's answers: no coverage "
+        "is promised"
+    ]
 
 
 def facts(planned: Plan) -> str:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output, duration
-from uellm_cli.cli.plan import facts, verdict_sentence
+from uellm_cli.cli.plan import facts, lengths_note, verdict_sentence
 
 if TYPE_CHECKING:
     from uellm_cli.executor.index import Index
@@ -55,7 +55,7 @@ class RunView:
     def on_read(self, info: RunInfo, profiled: Profiled) -> None:
         if info.bundled_model:
             self._show.say(BUNDLED_MODEL_NOTE)
-        self._show.say(*profiled.notes)
+        self._show.say(*profiled.notes, *lengths_note(profiled.trust))
         self._show.say(
             f"{len(profiled.requests):,} requests read, {len(profiled.invalid):,} invalid lines"
         )
@@ -66,6 +66,13 @@ class RunView:
     def on_plan(self, plan: Plan) -> None:
         self._show.say(f"Predicted: {verdict_sentence(plan)}", facts(plan))
         self._bar.update(self._task, description="loading the model")
+
+    def on_revised(self, plan: Plan) -> None:
+        left = sum(len(batch.custom_ids) for batch in plan.schedule.batches)
+        self._show.say(
+            f"Learnt from the answers so far; the other {left:,} are planned anew: "
+            f"{verdict_sentence(plan)}"
+        )
 
     def on_note(self, note: str) -> None:
         self._show.say(f"note: {note}")

@@ -14,6 +14,7 @@ from uellm_cli.cli.output import Output
 from uellm_cli.clock import SystemClock
 from uellm_cli.config import OnLate, OutputFormat, Redoable, Resume, Settings
 from uellm_cli.errors import ExitCode, UsageError
+from uellm_cli.profiler.pilot import AUTOMATIC
 
 if TYPE_CHECKING:
     from uellm_cli.pipeline import RunOutcome
@@ -57,6 +58,14 @@ def run(
     on_late: Annotated[
         OnLate, typer.Option(help="What to do with a request whose deadline is past: it runs last.")
     ] = OnLate.RUN,
+    pilot: Annotated[
+        str,
+        typer.Option(
+            metavar="2%|NUMBER|auto|off",
+            help="Requests answered first, to learn how long this model's answers are; the rest "
+            "is planned anew. auto: where the file is large enough to pay for it.",
+        ),
+    ] = AUTOMATIC,
     durability: Annotated[
         str,
         typer.Option(
@@ -137,6 +146,7 @@ def run(
         truncate_prompt=truncate_prompt,
         trust_remote_code=trust_remote_code,
         on_late=on_late,
+        pilot=pilot,
         durability=durability,
         output_format=output_format,
         seed=seed,

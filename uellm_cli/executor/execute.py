@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from uellm_cli.clock import Clock
 from uellm_cli.config import OnLate
 from uellm_cli.errors import EngineError
+from uellm_cli.executor.learning import Learner
 from uellm_cli.executor.outputs import ResultSink
 from uellm_cli.executor.progress import Before, Meter, Progress
 from uellm_cli.executor.records import Record
 from uellm_cli.executor.results import Session, expired, finished, too_large
 from uellm_cli.executor.stop import Stop
 from uellm_cli.executor.todo import Todo, Work
-from uellm_cli.types import Completion, Engine, EngineBatch, EngineRequest, Plan
+from uellm_cli.types import Completion, Engine, EngineBatch, EngineRequest, Plan, Schedule
 
 # The token ids of requests, in order.
 Encode = Callable[[Sequence[Work]], Sequence[Sequence[int]]]
@@ -41,6 +43,7 @@ class Conduct:
 
     `total` is how many lines the run has, of which `before` were done when the session began.
     `on_progress` is called often, with a way to find out where the run stands: that takes a while.
+    `learner` may have what waits done in another order; None leaves it to the plan.
     """
 
     timer: RunTimer
@@ -49,6 +52,7 @@ class Conduct:
     total: int
     before: Before
     on_late: OnLate = OnLate.RUN
+    learner: Learner | None = None
 
 
 def execute(
@@ -60,10 +64,10 @@ def execute(
     is asked for; raises EngineError when the engine ends without having handed back all that it
     was given.
     """
-    timer, stop = conduct.timer, conduct.stop
+    timer, stop, learner = conduct.timer, conduct.stop, conduct.learner
     session = Session(timer.began_s, timer.elapsed_s())
-    batches = plan.schedule.batches
-    meter = Meter(batches, todo.profiled, conduct.total, conduct.before, session.loaded_s)
+    waiting = deque(plan.schedule.batches)
+    meter = Meter(waiting, todo.profiled, conduct.total, conduct.before, session.loaded_s)
     owed: dict[str, Work] = {}
 
     def keep(work: Work, completion: Completion, in_order: bool = True) -> None:
@@ -75,32 +79,62 @@ def execute(
         sink.commit()
         conduct.on_progress(lambda: meter.progress(timer.elapsed_s()))
 
+    def refuse(oversized: Sequence[str]) -> None:
+        if learner is not None:
+            learner.dropped(oversized)
+        for custom_id in oversized:
+            work = todo[custom_id]
+            keep(work, too_large(work), in_order=False)
+
+    def revise(schedule: Schedule) -> None:
+        waiting.clear()
+        waiting.extend(schedule.batches)
+        refuse(schedule.oversized)
+        meter.begin_anew(list(owed), waiting, todo.profiled, timer.elapsed_s())
+
     def pulled() -> Iterator[EngineBatch]:
-        for batch in batches:
+        while waiting:
             commit()
             if stop():
                 return
+            if learner is not None and (schedule := learner.revised(waiting)):
+                revise(schedule)
+                continue
+            if learner is not None and learner.waits() and owed:
+                return
+            batch = waiting.popleft()
             members = [todo[custom_id] for custom_id in batch.custom_ids]
             if conduct.on_late is OnLate.SKIP:
                 now_s = timer.elapsed_s()
-                for work in members:
-                    if _is_past_due(work, now_s):
-                        keep(work, expired(work))
+                gone = [work for work in members if _is_past_due(work, now_s)]
+                for work in gone:
+                    keep(work, expired(work))
+                if learner is not None:
+                    learner.dropped(work.profiled.custom_id for work in gone)
                 members = [work for work in members if not _is_past_due(work, now_s)]
             if members:
                 owed.update((work.profiled.custom_id, work) for work in members)
+                if learner is not None:
+                    learner.given(members)
                 yield EngineBatch(batch.batch_id, _engine_requests(members, encode))
 
-    for custom_id in plan.schedule.oversized:
-        work = todo[custom_id]
-        keep(work, too_large(work), in_order=False)
-    for completion in engine.run(pulled()):
-        keep(owed.pop(completion.custom_id), completion)
-    commit()
-    if owed and not stop():
+    refuse(plan.schedule.oversized)
+    left = len(waiting) + 1
+    while waiting and len(waiting) != left and not stop():
+        left = len(waiting)
+        for completion in engine.run(pulled()):
+            work = owed.pop(completion.custom_id)
+            keep(work, completion)
+            if learner is not None:
+                learner.answered(work, completion)
+        commit()
+        if owed:
+            break
+    unanswered = [*owed, *(name for batch in waiting for name in batch.custom_ids)]
+    if unanswered and not stop():
         raise EngineError(
-            f"the engine ended without an answer to {len(owed)} requests, {min(owed)!r} among "
-            "them; --resume asks for them again"
+            f"the engine ended without an answer to {len(unanswered)} requests, "
+            f"{min(unanswered)!r} among them; --resume asks for them again"
         )
 
 

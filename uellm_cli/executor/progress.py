@@ -57,21 +57,39 @@ class Meter:
         before: Before,
         began_s: float,
     ) -> None:
+        self._before = before
+        self._answered = self._failed = self._output_tokens = 0
+        self._total = total
+        self._started_s = began_s
+        self._follow(batches, profiled, began_s)
+
+    def begin_anew(
+        self,
+        in_flight: Sequence[str],
+        batches: Sequence[Batch],
+        profiled: Mapping[str, ProfiledRequest],
+        now_s: float,
+    ) -> None:
+        """Follows another order from `now_s` on, with other predictions."""
+        self._follow([Batch(0, tuple(in_flight)), *batches], profiled, now_s)
+
+    def _follow(
+        self, batches: Sequence[Batch], profiled: Mapping[str, ProfiledRequest], began_s: float
+    ) -> None:
         import numpy as np
 
         ordered = [profiled[custom_id] for batch in batches for custom_id in batch.custom_ids]
         # For each request in the plan's order: predicted tokens up to the end of its batch.
-        sizes = [len(batch.custom_ids) for batch in batches]
+        sizes = np.array(
+            [len(batch.custom_ids) for batch in batches if batch.custom_ids], dtype=int
+        )
         tokens = np.cumsum([request.output.p50 * request.rounds for request in ordered])
         self._tokens_by_then = np.repeat(tokens[np.cumsum(sizes) - 1], sizes) if ordered else tokens
         self._due_s = np.array([_due_s(request) for request in ordered])
         self._promised = bool(np.isfinite(self._due_s).any())
-        self._before = before
         self._began_s = began_s
         # Of those in the plan's order: how many are done, and how many tokens that was to be.
         self._ended, self._ended_tokens = 0, 0.0
-        self._answered = self._failed = self._output_tokens = 0
-        self._total = total
 
     def count(self, result: Result, in_order: bool = True, stands: bool = True) -> None:
         """Takes a result; `in_order` unless its request is in no batch of the plan.
@@ -90,9 +108,9 @@ class Meter:
 
     def progress(self, now_s: float) -> Progress:
         """Where the run stands `now_s` seconds after its start."""
-        busy_s = now_s - self._began_s
+        busy_s = now_s - self._started_s
         rate = self._output_tokens / busy_s if self._output_tokens and busy_s > 0 else None
-        left_s, at_risk = self._outlook(now_s, busy_s)
+        left_s, at_risk = self._outlook(now_s, now_s - self._began_s)
         return Progress(
             total=self._total,
             answered=self._before.answered + self._answered,

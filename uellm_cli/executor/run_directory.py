@@ -24,9 +24,12 @@ ERRORS = "errors.jsonl"
 RESULTS_TABLE = "results.parquet"
 LATENCY = "latency.parquet"
 REPORT = "report.json"
+# A folder: the predictor that was adapted to the pilot's answers.
+PREDICTOR = "predictor"
 # Requests that came through a pipe, kept so that the run can be resumed; further ones are numbered.
 PIPED = "requests-piped"
 FILES = (JOURNAL, RUN, PLAN, RESULTS, ERRORS, RESULTS_TABLE, LATENCY, REPORT, PIPED)
+FOLDERS = (PREDICTOR,)
 
 
 @contextmanager
@@ -59,7 +62,7 @@ def opened(directory: Path, resume: bool) -> Iterator[Journal]:
 
 
 def _refuse_unless_ready(directory: Path, resume: bool) -> None:
-    found = [name for name in FILES if (directory / name).exists()]
+    found = [name for name in (*FILES, *FOLDERS) if (directory / name).exists()]
     found += sorted(path.name for path in directory.glob(f"{PIPED}-*"))
     if all(n.startswith((JOURNAL, PIPED)) for n in found) and _is_empty(directory / JOURNAL):
         found = []  # what a run leaves that was killed before it knew what to do

@@ -29,7 +29,15 @@ from uellm_cli.types import RunInfo
 # The request file that means standard input.
 STDIN_NAME = "-"
 # What can change an answer or a figure.
-RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "pyarrow")
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "lightgbm",
+)
 
 
 def new_run(

@@ -16,7 +16,7 @@ from uellm_cli.executor.progress import Before
 from uellm_cli.executor.records import Outcome, Redo, Void
 from uellm_cli.executor.todo import Todo
 from uellm_cli.models.tokens import PromptTokenizer
-from uellm_cli.profiler import Profiler
+from uellm_cli.profiler.profile import Profiler
 from uellm_cli.requests.store import RequestStore
 from uellm_cli.types import ProfiledRequest, RunInfo
 

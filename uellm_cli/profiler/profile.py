@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from uellm_cli.errors import ModelError
 from uellm_cli.models.schemas import schema_problem
 from uellm_cli.models.tokens import PromptTokenizer
+from uellm_cli.profiler.lengths.bounds import estimates
 from uellm_cli.profiler.truncate import prompt_room, truncated
 from uellm_cli.requests.wording import MAX_REASON_CHARS, printable
 from uellm_cli.types import (
@@ -79,6 +80,26 @@ class Profiler:
         cap = min(max(profiled.max_tokens, max_tokens), left)
         return self._profiled([(request, profiled.prompt_tokens)], [cap], profiled.slo)[0]
 
+    def predicted_anew(
+        self, known: Iterable[tuple[ProfiledRequest, Request]], predictor: LengthPredictor
+    ) -> list[ProfiledRequest]:
+        """Requests that are profiled already, with what `predictor` says of their lengths.
+
+        The text of `AT_ONCE` of them is in memory at a time.
+        """
+        known = iter(known)
+        anew: list[ProfiledRequest] = []
+        while chunk := list(islice(known, AT_ONCE)):
+            requests = [request for _, request in chunk]
+            caps = [profiled.max_tokens for profiled, _ in chunk]
+            tokens = [profiled.prompt_tokens for profiled, _ in chunk]
+            outputs = estimates(predictor, requests, tokens, caps)
+            anew += [
+                with_output(profiled, _within_asked(request.sampling, output, cap), self.model)
+                for (profiled, request), output, cap in zip(chunk, outputs, caps, strict=True)
+            ]
+        return anew
+
     def _profile_chunk(self, chunk: list[Request], profile: Profile, keep: Keep | None) -> None:
         fitting: list[tuple[Request, int]] = []
         for asked, tokens in self._counted(chunk, profile.invalid):
@@ -97,8 +118,8 @@ class Profiler:
         self, counted: list[tuple[Request, int]], caps: list[int], slo: SLO | None = None
     ) -> list[ProfiledRequest]:
         requests = [request for request, _ in counted]
-        predicted = self.predictor.predict(requests, [tokens for _, tokens in counted], caps)
-        estimates = [
+        predicted = estimates(self.predictor, requests, [tokens for _, tokens in counted], caps)
+        outputs = [
             _within_asked(request.sampling, estimate, cap)
             for request, estimate, cap in zip(requests, predicted, caps, strict=True)
         ]
@@ -114,7 +135,7 @@ class Profiler:
                 rounds=self._rounds(request),
                 copies=request.sampling.n // self._rounds(request),
             )
-            for (request, tokens), cap, estimate in zip(counted, caps, estimates, strict=True)
+            for (request, tokens), cap, estimate in zip(counted, caps, outputs, strict=True)
         ]
 
     def _counted(
@@ -180,6 +201,14 @@ class Profiler:
         wanted = request.sampling.max_tokens or self.max_tokens
         left = self.model.context_tokens - prompt_tokens
         return left if wanted is None else min(wanted, left)
+
+
+def with_output(
+    profiled: ProfiledRequest, output: LengthEstimate, model: ModelSpec
+) -> ProfiledRequest:
+    """The request with another prediction, and the memory that goes with it."""
+    kv_bytes = model.kv_bytes(profiled.prompt_tokens + round(output.p90))
+    return replace(profiled, output=output, kv_bytes=kv_bytes)
 
 
 _NO_SLO = SLO()

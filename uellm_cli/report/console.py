@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from uellm_cli.report.metrics import ClassReport, Latencies, LatencySummary, RunReport, Totals
+from uellm_cli.report.metrics import (
+    ClassReport,
+    Latencies,
+    LatencySummary,
+    PredictionReport,
+    RunReport,
+    Totals,
+)
 from uellm_cli.report.rows import LatencyRow
 from uellm_cli.types import Blame, RunInfo
 
@@ -52,7 +59,10 @@ def render(report: RunReport, info: RunInfo, console: Console) -> None:
         console.print(_causes(report))
         console.print(_worst_misses(report.worst_misses))
         console.print()
-    console.print(_predictions(report))
+    console.print(_predictions(report.predictions))
+    judged = [entry for entry in report.classes if entry.predictions]
+    if len(judged) > 1:
+        console.print(_predictions_by_class(judged))
 
 
 # --- Parts ---------------------------------------------------------------------------------------
@@ -146,7 +156,7 @@ def _classes(classes: Iterable[ClassReport]) -> Table:
             _name(entry.name),
             Text(_deadline(entry)),
             Text(f"{slo.met:,}/{slo.promised:,}" if slo.promised else NOTHING),
-            Text(NOTHING if slo.share is None else _percent(slo.share), style=_style(slo.share)),
+            Text(_share(slo.share), style=_style(slo.share)),
             Text(f"{entry.late:,}"),
             Text(f"{entry.requests - entry.completed:,}"),
             Text(_duration(entry.e2e.median_s if entry.e2e else None)),
@@ -185,17 +195,50 @@ def _cause(row: LatencyRow) -> str:
     return cause if row.error is None else f"{cause}: {visible(row.error)}"
 
 
-def _predictions(report: RunReport) -> Text:
+def _predictions(quality: PredictionReport | None) -> Text:
     text = Text("Predictions: ", style="bold")
-    quality = report.predictions
     if quality is None:
         return text.append("none to judge", style="not bold")
     return text.append(
-        f"off by {quality.p50_error_tokens:,.0f} in the median, on a median answer of "
-        f"{quality.median_tokens:,.0f} tokens; {_percent(quality.p90_coverage)} of "
-        f"{quality.requests:,} answers within their p90 (ideal: 90 %)",
+        f"{_judgement(quality)}"
+        f"{quality.made_tokens:,} tokens were made where {quality.predicted_tokens_p50:,.0f} (p50) "
+        f"to {quality.predicted_tokens_p90:,.0f} (p90) were predicted.",
         style="not bold",
     )
+
+
+def _judgement(quality: PredictionReport) -> str:
+    """Of single answers; how many requests have several, and so are judged by none."""
+    text = ""
+    if quality.requests:
+        cut = f" ({quality.cut:,} of them cut at their cap)" if quality.cut else ""
+        text = (
+            f"off by {_tokens(quality.p50_error_tokens)} in the median, on a median answer of "
+            f"{_tokens(quality.median_tokens)} tokens; {_share(quality.p90_coverage)} of "
+            f"{quality.requests:,} answers{cut} within their p90 (ideal: 90 %). "
+        )
+    if quality.several:
+        text += f"{quality.several:,} requests with several answers each are not judged. "
+    return text
+
+
+def _predictions_by_class(classes: Iterable[ClassReport]) -> Table:
+    table = _table("predictions")
+    for heading in ("answers", "cut", "made", "at p50", "at p90", "off by", "within p90"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in classes:
+        if (quality := entry.predictions) is not None:
+            table.add_row(
+                _name(entry.name),
+                Text(f"{quality.requests:,}"),
+                Text(f"{quality.cut:,}"),
+                Text(f"{quality.made_tokens:,}"),
+                Text(f"{quality.predicted_tokens_p50:,.0f}"),
+                Text(f"{quality.predicted_tokens_p90:,.0f}"),
+                Text(_tokens(quality.p50_error_tokens)),
+                Text(_share(quality.p90_coverage)),
+            )
+    return table
 
 
 # --- Words and figures ---------------------------------------------------------------------------
@@ -228,6 +271,14 @@ def _tally(counts: Iterable[tuple[str, int]]) -> str:
     """Such as "3 queued, 1 error", the most frequent first."""
     ranked = sorted(counts, key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{count:,} {visible(name)}" for name, count in ranked)
+
+
+def _tokens(count: float | None) -> str:
+    return NOTHING if count is None else f"{count:,.0f}"
+
+
+def _share(share: float | None) -> str:
+    return NOTHING if share is None else _percent(share)
 
 
 def _percent(share: float) -> str:

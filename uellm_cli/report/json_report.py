@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from uellm_cli.report.metrics import ClassReport, LatencySummary, RunReport
+from uellm_cli.report.metrics import ClassReport, LatencySummary, PredictionReport, RunReport
 from uellm_cli.report.rows import LatencyRow
 
 Document = dict[str, object]
@@ -41,7 +41,7 @@ def report_document(report: RunReport) -> Document:
         "slo_attainment": report.slo.share,
         "classes": [_class_document(entry) for entry in report.classes],
         "blame": {cause.value: count for cause, count in sorted(report.blame.items())},
-        "predictions": asdict(report.predictions) if report.predictions else None,
+        "predictions": _predictions_document(report.predictions),
         "worst_misses": [_miss_document(row) for row in report.worst_misses],
     }
 
@@ -71,7 +71,12 @@ def _class_document(entry: ClassReport) -> Document:
         "tightest_deadline_s": entry.tightest_deadline_s,
         "loosest_deadline_s": entry.loosest_deadline_s,
         **_milliseconds("e2el", entry.e2e),
+        "predictions": _predictions_document(entry.predictions),
     }
+
+
+def _predictions_document(predictions: PredictionReport | None) -> Document | None:
+    return asdict(predictions) if predictions else None
 
 
 def _miss_document(row: LatencyRow) -> Document:

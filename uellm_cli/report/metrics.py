@@ -20,7 +20,7 @@ from statistics import fmean, median
 
 from uellm_cli.report.goodput import GoodputTargets, is_good
 from uellm_cli.report.rows import LatencyRow
-from uellm_cli.types import Blame
+from uellm_cli.types import Blame, FinishReason
 
 WORST_MISSES = 5
 
@@ -85,6 +85,33 @@ class Attainment:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionReport:
+    """Predicted against actual output lengths, over answered requests with a prediction.
+
+    `p50_error_tokens` is the median of |p50 - actual|; `p90_coverage` the share of answers no
+    longer than their p90, 0.9 if calibrated. Both, `median_tokens` and `cut` are of the `requests`
+    with one answer, and None without any: what is predicted is one answer's length, and the sum of
+    n answers stays within n times their p90 far more often. The `several` requests with more
+    answers are in the totals alone: `made_tokens` is what all answers came to, where
+    `predicted_tokens_p50` and `predicted_tokens_p90` were predicted.
+
+    Of the `cut` answers (finish reason "length") it is only known that they are at least as long as
+    they are. One is covered where its p90 reached its cap, and its error is what the p50 lacked of
+    the cap: none, where that was reached.
+    """
+
+    requests: int
+    several: int
+    cut: int
+    median_tokens: float | None
+    p50_error_tokens: float | None
+    p90_coverage: float | None
+    made_tokens: int
+    predicted_tokens_p50: float
+    predicted_tokens_p90: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClassReport:
     """One SLO class. `late` counts answers after their deadline.
 
@@ -99,20 +126,7 @@ class ClassReport:
     e2e: LatencySummary | None
     tightest_deadline_s: float | None
     loosest_deadline_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionReport:
-    """Predicted against actual output lengths, over answered requests with a prediction.
-
-    `p50_error_tokens` is the median of |p50 - actual|; `p90_coverage` the share of answers no
-    longer than their p90, 0.9 if calibrated.
-    """
-
-    requests: int
-    median_tokens: float
-    p50_error_tokens: float
-    p90_coverage: float
+    predictions: PredictionReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +177,62 @@ class _Spread:
         return LatencySummary(mean_s=fmean(self._known), median_s=p50, p90_s=p90, p99_s=p99)
 
 
+class _PredictionTally:
+    def __init__(self) -> None:
+        # Of single answers; the totals are of all.
+        self._tokens = array("q")
+        self._errors = array("d")
+        self._cut = self._covered = self._several = self._made_tokens = 0
+        self._p50_tokens = self._p90_tokens = 0.0
+
+    def add(self, row: LatencyRow) -> None:
+        p50, p90 = row.predicted_tokens_p50, row.predicted_tokens_p90
+        if p50 is None or p90 is None:
+            return
+        self._made_tokens += row.output_tokens
+        self._p50_tokens += p50
+        self._p90_tokens += p90
+        if row.answers > 1:
+            self._several += 1
+            return
+        is_cut = row.finish_reason is FinishReason.LENGTH
+        lacking = row.output_tokens - p50
+        self._tokens.append(row.output_tokens)
+        self._errors.append(max(lacking, 0.0) if is_cut else abs(lacking))
+        self._cut += is_cut
+        self._covered += row.output_tokens <= p90
+
+    def add_all(self, other: _PredictionTally) -> None:
+        self._tokens.extend(other._tokens)
+        self._errors.extend(other._errors)
+        self._several += other._several
+        self._made_tokens += other._made_tokens
+        self._cut += other._cut
+        self._covered += other._covered
+        self._p50_tokens += other._p50_tokens
+        self._p90_tokens += other._p90_tokens
+
+    def report(self) -> PredictionReport | None:
+        judged = len(self._tokens)
+        if not judged and not self._several:
+            return None
+        return PredictionReport(
+            requests=judged,
+            several=self._several,
+            cut=self._cut,
+            median_tokens=median(self._tokens) if judged else None,
+            p50_error_tokens=median(self._errors) if judged else None,
+            p90_coverage=self._covered / judged if judged else None,
+            made_tokens=self._made_tokens,
+            predicted_tokens_p50=self._p50_tokens,
+            predicted_tokens_p90=self._p90_tokens,
+        )
+
+
 class _ClassTally:
     def __init__(self) -> None:
         self.requests = self.completed = self.late = self.promised = self.met = 0
+        self.predictions = _PredictionTally()
         self._e2e = _Spread()
         self._tightest_s, self._loosest_s = math.inf, -math.inf
 
@@ -174,6 +241,7 @@ class _ClassTally:
         if row.error is None:
             self.completed += 1
             self.late += row.late_s is not None
+            self.predictions.add(row)
         if row.met is not None:
             self.promised += 1
             self.met += row.met
@@ -192,31 +260,7 @@ class _ClassTally:
             e2e=self._e2e.summary(),
             tightest_deadline_s=self._tightest_s if math.isfinite(self._tightest_s) else None,
             loosest_deadline_s=self._loosest_s if math.isfinite(self._loosest_s) else None,
-        )
-
-
-class _PredictionTally:
-    def __init__(self) -> None:
-        self._actual = array("q")
-        self._errors = array("d")
-        self._covered = 0
-
-    def add(self, row: LatencyRow) -> None:
-        p50, p90 = row.predicted_tokens_p50, row.predicted_tokens_p90
-        if p50 is None or p90 is None:
-            return
-        self._actual.append(row.output_tokens)
-        self._errors.append(abs(p50 - row.output_tokens))
-        self._covered += row.output_tokens <= p90
-
-    def report(self) -> PredictionReport | None:
-        if not self._actual:
-            return None
-        return PredictionReport(
-            requests=len(self._actual),
-            median_tokens=median(self._actual),
-            p50_error_tokens=median(self._errors),
-            p90_coverage=self._covered / len(self._actual),
+            predictions=self.predictions.report(),
         )
 
 
@@ -231,7 +275,6 @@ class _Tally:
         self._queue, self._ttft, self._tpot, self._e2e = (_Spread() for _ in range(4))
         self._itl = _Spread("f")  # one for each token
         self._classes: dict[str, _ClassTally] = defaultdict(_ClassTally)
-        self._predictions = _PredictionTally()
         self._worst: list[LatencyRow] = []
 
     def add(self, row: LatencyRow) -> None:
@@ -251,10 +294,12 @@ class _Tally:
         self._tpot.add(row.tpot_s)
         self._itl.add_all(row.itl_s)
         self._e2e.add(row.e2e_s)
-        self._predictions.add(row)
 
     def report(self, duration_s: float) -> RunReport:
         classes = self._classes.values()
+        predictions = _PredictionTally()
+        for entry in classes:
+            predictions.add_all(entry.predictions)
         slo = Attainment(sum(c.promised for c in classes), sum(c.met for c in classes))
         return RunReport(
             totals=self._totals(duration_s, slo),
@@ -268,7 +313,7 @@ class _Tally:
             slo=slo,
             classes=tuple(self._classes[name].report(name) for name in sorted(self._classes)),
             blame=self._blame,
-            predictions=self._predictions.report(),
+            predictions=predictions.report(),
             worst_misses=tuple(self._worst),
         )
 

@@ -90,5 +90,6 @@ def _schema() -> pa.Schema:
             pa.field("error", pa.string()),
             # Milliseconds to seven digits; twice as many bytes would be most of the file.
             pa.field("itl_s", pa.list_(pa.float32()), nullable=False),
+            pa.field("answers", pa.int64(), nullable=False),
         ]
     )

@@ -17,8 +17,9 @@ class LatencyRow(msgspec.Struct, frozen=True, gc=False):
 
     A failed request has no latencies, even where some of its moments are known, so that no figure
     mixes answers with failures. `met` is None for a request without any promise; `error` is the
-    failure's code. `itl_s` are the inter-token latencies: the time between each two tokens, where
-    the engine tells it.
+    failure's code. `answers` is how many the request got, and predicted and output tokens are over
+    all of them. `itl_s` are the inter-token latencies: the time between each two tokens, where the
+    engine tells it.
     """
 
     custom_id: str
@@ -40,6 +41,7 @@ class LatencyRow(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None
     error: str | None
     itl_s: tuple[float, ...] = ()
+    answers: int = 1
 
     @property
     def late_s(self) -> float | None:
@@ -89,6 +91,7 @@ def latency_row(result: Result) -> LatencyRow:
         finish_reason=result.finish_reason,
         error=result.failure.code if result.failure else None,
         itl_s=result.timing.gaps_s if latency and result.timing else (),
+        answers=len(result.answers),
     )
 
 

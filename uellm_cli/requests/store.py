@@ -10,6 +10,7 @@ import os
 import tempfile
 from array import array
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -38,8 +39,10 @@ class RequestStore:
         self._waiting = bytearray()
         self._written = 0
         self._positions: dict[str, int] = {}
-        # Where each text ends: it begins where the one before it ends.
+        # Where each record ends: it begins where the one before it ends. And where its text ends:
+        # what is left of it is its metadata.
         self._ends = array("Q", [0])
+        self._text_ends = array("Q")
         self._keys = bytearray()
         self._files: dict[str, int] = {}
         self._file_names: list[str] = []
@@ -48,6 +51,7 @@ class RequestStore:
         self._decode = msgspec.msgpack.Decoder(
             tuple[Endpoint, tuple[Message, ...], str, SamplingParams]
         ).decode
+        self._decode_metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
     def add(self, asked: Request, given: Request | None = None) -> None:
         """Keeps a request; `given` is what the model gets where that differs from what was asked.
@@ -57,6 +61,9 @@ class RequestStore:
         content = content_of(asked)
         self._keys += answer_key(content, self._salt)
         self._waiting += content if given is None else content_of(given)
+        self._text_ends.append(self._written + len(self._waiting))
+        if asked.metadata:
+            self._waiting += msgspec.msgpack.encode(asked.metadata)
         self._positions[asked.custom_id] = len(self._lines)
         self._ends.append(self._written + len(self._waiting))
         self._file_of.append(self._file_number(asked.source.file))
@@ -71,19 +78,22 @@ class RequestStore:
         return custom_id in self._positions
 
     def request(self, custom_id: str) -> Request:
-        """The request as the model gets it, without its promise, arrival and metadata."""
+        """The request as the model gets it, without its promise and arrival."""
         if self._waiting:
             self._flush()
         position = self._positions[custom_id]
         start, end = self._ends[position], self._ends[position + 1]
-        text = os.pread(self._file.fileno(), end - start, start)
-        endpoint, messages, prompt, sampling = self._decode(text)
+        record = os.pread(self._file.fileno(), end - start, start)
+        text_bytes = self._text_ends[position] - start
+        endpoint, messages, prompt, sampling = self._decode(record[:text_bytes])
+        metadata = record[text_bytes:]
         return Request(
             custom_id=custom_id,
             endpoint=endpoint,
             messages=messages,
             prompt=prompt,
             sampling=sampling,
+            metadata=self._decode_metadata(metadata) if metadata else {},
             source=self.source(custom_id),
         )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uellm_cli.profiler.lengths.bounds import bounded
-from uellm_cli.types import QUANTILE_LEVELS, LengthEstimate, Request
+import numpy as np
+
+from uellm_cli.profiler.lengths.bounds import Quantiles
+from uellm_cli.types import QUANTILE_LEVELS, Request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PromptLength:
     """log(output) = intercept + slope·log(prompt) + residual.
 
@@ -22,15 +23,13 @@ class PromptLength:
     slope: float = 0.0763
     residuals: tuple[float, ...] = (-1.407, -1.074, -0.56, -0.136, 0.933, 1.004, 1.067, 1.353)
 
-    def predict(
-        self, requests: Sequence[Request], prompt_tokens: Sequence[int], max_tokens: Sequence[int]
-    ) -> list[LengthEstimate]:
-        estimates = []
-        for prompt, cap in zip(prompt_tokens, max_tokens, strict=True):
-            centre = self.intercept + self.slope * math.log(max(prompt, 1))
-            quantiles = (math.exp(centre + residual) for residual in self.residuals)
-            estimates.append(bounded(quantiles, cap, "prompt-length"))
-        return estimates
+    source = "prompt-length"
+
+    def quantiles(self, requests: Sequence[Request], prompt_tokens: Sequence[int]) -> Quantiles:
+        prompts = np.maximum(np.asarray(prompt_tokens, dtype=np.float64), 1.0)
+        centre = self.intercept + self.slope * np.log(prompts)
+        moved: Quantiles = np.exp(centre[:, None] + np.asarray(self.residuals))
+        return moved
 
 
 def fit(prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> PromptLength:
@@ -38,8 +37,6 @@ def fit(prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> PromptLen
 
     Raises ValueError for fewer.
     """
-    import numpy as np
-
     if len(set(prompt_tokens)) < 2:
         raise ValueError("a line needs two different prompt lengths")
     x = np.log(np.maximum(np.asarray(prompt_tokens, dtype=float), 1.0))
