@@ -105,6 +105,11 @@ def test_training_says_what_it_learnt_from_how_sure_it_is_and_what_comes_next(
     assert 85 < float(after) < 95
     assert "history has learnt from 200 answers, " in text
     assert "Wrote made. Next: uellm profile REQUESTS --predictor made" in text
+
+    assert uellm("predictor", "train", data, "--kind", "history", "-o", "history") == 0
+    assert "Next: uellm profile REQUESTS --predictor ./history" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert {path.name for path in Path("made").iterdir()} == {"predictor.json", "history.parquet"}
 
 

@@ -13,6 +13,7 @@ import typer
 from uellm_cli.cli import options
 from uellm_cli.cli.output import Output
 from uellm_cli.profiler.learning import DEFAULT_TRAINER
+from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,8 +139,8 @@ def train(
     )
     about = made.description
     show.say(*made.notes, f"{kind} has learnt from {_amount(about)}.")
-    # A bare name may be that of a predictor.
-    named = output if len(output.parts) > 1 else f".{os.sep}{output}"
+    # A folder that is called as a predictor is stands behind that.
+    named = f".{os.sep}{output}" if str(output) in LENGTH_PREDICTORS.names() else output
     show.say(f"Wrote {output}. Next: uellm profile REQUESTS --predictor {named}")
     show.document({"folder": str(output), **_content(about), "notes": made.notes})
 
