@@ -276,7 +276,9 @@ def run(
                 learner = None
                 if not info.simulated:
                     now = kept or not_adapted(settings.predictor, profiled.profiler.predictor)
-                    own = OwnPredictor(directory, info, now, profiled.profiler, timer.clock, todo)
+                    own = OwnPredictor(
+                        directory, info, now, profiled.profiler, timer.clock, todo, observer.on_note
+                    )
                     learner = _learner(settings, decided, pilot, own, timer, observer)
                 conduct = _conduct(
                     settings, profiled, journal, todo, timer, stop, observer, learner

@@ -169,6 +169,23 @@ def test_a_damaged_predictor_costs_no_run(runs: tuple[Path, Path, str], tmp_path
     assert answers(directory) == answers(runs[0])
 
 
+def test_what_cannot_be_kept_of_what_was_learnt_ends_no_run(
+    runs: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    """Somebody has put a file of their own beside what is to be replaced."""
+    directory = tmp_path / "run"
+    shutil.copytree(runs[0], directory)
+    journal = directory / "journal"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:20]))
+    (directory / "predictor" / "adaptation.json").write_text("")
+    (directory / "predictor" / "notes.txt").write_text("mine")
+    code, text = session_run(tmp_path, "run", "--resume", "-o", directory)
+    assert code == 0, text
+    assert "is not kept for the next session" in " ".join(text.split())
+    assert (directory / "predictor" / "notes.txt").read_text() == "mine"
+    assert answers(directory) == answers(runs[0])
+
+
 def test_a_run_is_not_begun_where_a_predictor_is_kept(
     runs: tuple[Path, Path, str], tmp_path: Path, uellm: Uellm
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from uellm_cli.profiler.learning.adapt import LEAST_EXAMPLES, adapt
 from uellm_cli.profiler.learning.metrics import coverage
 from uellm_cli.profiler.lengths.adapted import Adapted, AdaptedModel, Base
 from uellm_cli.profiler.lengths.bounds import MEDIAN, Quantiles
+from uellm_cli.profiler.lengths.ngram import read_model
 from uellm_cli.types import QUANTILE_LEVELS, Example, Request
 
 SPREAD = np.linspace(-1.6, 1.6, len(QUANTILE_LEVELS))
@@ -96,6 +98,29 @@ def test_what_the_words_decide_is_learnt_from_a_larger_pilot() -> None:
     unseen = answers(300, truth, seed=2, words="tell everything about it")
     # A tenfold difference of half of the rows is 1.15 in log tokens from the middle of both.
     assert relative_error(model, unseen) < 0.6
+
+
+def test_a_base_that_misleads_is_replaced_by_a_model_of_the_answers(tmp_path: Path) -> None:
+    """What is asked decides, and not the number that the base goes by."""
+    drawn = random.Random(2)
+    kinds = {"name a city": 5, "describe a city": 80, "tell all about a city": 600}
+
+    def rows(count: int) -> list[Example]:
+        made = []
+        for i in range(count):
+            text, tokens = drawn.choice(list(kinds.items()))
+            length = round(tokens * drawn.lognormvariate(0, 0.2))
+            made.append(Example(chat(str(i), f"{drawn.randint(2, 2000)} {text}"), 5, length))
+        return made
+
+    model = adapted(rows(150))
+    assert model.own is not None
+    assert model.adaptation.own_share > 0
+    unseen = rows(200)
+    assert relative_error(model, unseen) < 0.3
+    model.own.write(tmp_path)
+    read = replace(model, own=read_model(tmp_path))
+    assert said(read, unseen) == pytest.approx(said(model, unseen), rel=0.05)
 
 
 def test_a_base_that_is_right_is_left_alone() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from uellm_cli.errors import ModelError, RequestFileError
+from tests.builders import WordTokenizer
+from uellm_cli.errors import RequestFileError
 from uellm_cli.models.tokens import load_tokenizer
 from uellm_cli.profiler.learning.answered import Fields
 from uellm_cli.profiler.learning.examples import Read, answer_tokens, read_examples
-from uellm_cli.types import Example, Request, Source
-
-
-class WordTokenizer:
-    """One token a word, and one in front of raw prompts; refuses the word "forbidden"."""
-
-    source = Source.MEASURED
-    has_chat_template = True
-
-    def count(self, requests: Sequence[Request]) -> list[int]:
-        return [len(ids) for ids in self.encode(requests)]
-
-    def encode(self, requests: Sequence[Request]) -> list[list[int]]:
-        return [self._ids(request) for request in requests]
-
-    def _ids(self, request: Request) -> list[int]:
-        texts = [message.content for message in request.messages] or [f"BOS {request.prompt}"]
-        words = " ".join(texts).split()
-        if "forbidden" in words:
-            raise ModelError("the chat template refuses this conversation: forbidden")
-        return [0] * len(words)
+from uellm_cli.types import Example
 
 
 def read(

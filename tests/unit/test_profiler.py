@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.builders import chat, model_spec
+from tests.builders import WordTokenizer, chat, model_spec
 from tests.unit.predictor_cases import asking, ready_predictors
-from uellm_cli.errors import ModelError, UsageError
+from uellm_cli.errors import UsageError
 from uellm_cli.models.files import samples_by_default
 from uellm_cli.profiler.lengths import LENGTH_PREDICTORS
 from uellm_cli.profiler.lengths.bounds import MEDIAN, estimates
 from uellm_cli.profiler.lengths.prompt_length import PromptLength, fit
 from uellm_cli.profiler.profile import Profiler
 from uellm_cli.profiler.table import write_profile
-from uellm_cli.types import QUANTILE_LEVELS, LengthPredictor, Request, Source
+from uellm_cli.types import QUANTILE_LEVELS, LengthPredictor
 
 CONSTANT = LENGTH_PREDICTORS.build("constant", {"tokens": [1, 2, 3, 4, 5, 6, 7, 8]})
-
-
-class WordTokenizer:
-    """One token a word; refuses conversations with the word "forbidden"."""
-
-    source = Source.MEASURED
-    has_chat_template = True
-
-    def count(self, requests: Sequence[Request]) -> list[int]:
-        return [len(ids) for ids in self.encode(requests)]
-
-    def encode(self, requests: Sequence[Request]) -> list[list[int]]:
-        words = [request.messages[0].content.split() for request in requests]
-        if any("forbidden" in line for line in words):
-            raise ModelError("the chat template refuses this conversation: forbidden")
-        return [[0] * len(line) for line in words]
 
 
 def test_a_profile_holds_tokens_cap_quantiles_and_cache() -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import chat, model_spec
-from tests.unit.test_profiler import CONSTANT, WordTokenizer
+from tests.builders import WordTokenizer, chat, model_spec
+from tests.unit.test_profiler import CONSTANT
 from uellm_cli.profiler.profile import Profiler
 from uellm_cli.profiler.truncate import prompt_room, truncated
 from uellm_cli.types import Endpoint, Message, Request

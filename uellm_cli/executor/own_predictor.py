@@ -12,7 +12,7 @@ from pathlib import Path
 
 from uellm_cli.clock import Clock
 from uellm_cli.config import Choice
-from uellm_cli.errors import PredictorError
+from uellm_cli.errors import OutputError, PredictorError
 from uellm_cli.executor.run_directory import PREDICTOR
 from uellm_cli.executor.run_info import installed_versions
 from uellm_cli.executor.todo import Todo
@@ -46,6 +46,7 @@ class OwnPredictor:
     profiler: Profiler
     clock: Clock
     todo: Todo
+    note: Callable[[str], None]
 
     def adapt(
         self, examples: Sequence[Example], names: Sequence[str]
@@ -81,7 +82,10 @@ class OwnPredictor:
             versions=installed_versions(),
             model=self.info.model,
         )
-        write_predictor(self.directory / PREDICTOR, self.current, description)
+        try:
+            write_predictor(self.directory / PREDICTOR, self.current, description)
+        except OutputError as error:
+            self.note(f"what was learnt is not kept for the next session: {error}")
 
 
 def not_adapted(choice: Choice, predictor: LengthPredictor) -> AdaptedModel:
