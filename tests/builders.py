@@ -18,13 +18,17 @@ from uellm_cli.types import (
     Request,
     SamplingParams,
     Source,
+    Spread,
     StepTimes,
+    Verdict,
 )
 
 # Ten rows, as the paper has it, and no other limit.
 ROOMY = Budget(kv_bytes=10**15, max_sequences=10, prefill_tokens=10**9)
 # One second for a step, whatever is in it: times can be counted by hand.
 ONE_SECOND_STEPS = StepTimes(1.0, 0.0, 0.0, 0.0, Source.ASSUMED)
+# Of a plan whose outcome nobody asks for.
+NO_VERDICT = Verdict(Spread(0.0, 0.0, 0.0), Spread(0.0, 0.0, 0.0), (), Source.ASSUMED, 1)
 
 
 class WordTokenizer:

@@ -11,6 +11,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # The bundled model is too small to gain by a second thread, and where another process wants the
 # core, two are many times slower than one (docs/LOG.md).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What one test's run measures is no other test's plan.
+os.environ["UELLM_STEP_TIMES"] = "off"
 
 import pytest
 from hypothesis import settings

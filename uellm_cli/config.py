@@ -60,6 +60,8 @@ class Settings:
     `model` is None for the bundled one. `max_batch` is the most rows that run at a time, None for
     as many as suit the engine and fit the devices.
     `pilot` says how many requests are answered first to learn from (`profiler/pilot.py`).
+    `plan` is the file of a plan that is followed as it is. `calibrate` has the engine's step times
+    measured first where that is worth it.
     `durability` says when results are put on the disk (`executor/durability.py`).
     """
 
@@ -79,6 +81,8 @@ class Settings:
     trust_remote_code: bool = False
     on_late: OnLate = OnLate.RUN
     pilot: str = "off"
+    plan: str | None = None
+    calibrate: bool = False
     durability: str = "batch"
     output_format: OutputFormat = OutputFormat.JSONL
     seed: int = 0

@@ -61,6 +61,10 @@ class PredictorError(UnusableInputError):
     """A predictor's files cannot be used, or it cannot learn from what it was given."""
 
 
+class PlanError(UnusableInputError):
+    """A plan cannot be read, or was made for something else."""
+
+
 class RunDirectoryError(UnusableInputError):
     """A run directory cannot be used as asked."""
 

@@ -6,6 +6,7 @@ decides is in its own room.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,22 +19,25 @@ from msgspec import structs
 
 from uellm_cli.atomic import write_json
 from uellm_cli.clock import Clock
+from uellm_cli.columns import columns_of
 from uellm_cli.config import Resume, Settings
 from uellm_cli.deployer import PLACEMENTS
 from uellm_cli.deployer.budget import workload_of
 from uellm_cli.deployer.export import cuda_visible_devices, device_map
-from uellm_cli.engines import ENGINES, EngineContext
-from uellm_cli.errors import ExitCode, RequestFileError
+from uellm_cli.engines import ENGINES, EngineContext, batching_of
+from uellm_cli.errors import ExitCode, OutputError, RequestFileError
 from uellm_cli.executor import run_directory as files
 from uellm_cli.executor.durability import parse_durability
 from uellm_cli.executor.execute import Conduct, RunTimer, execute
+from uellm_cli.executor.given_plan import left_of, read_plan, refuse_another
 from uellm_cli.executor.index import Index, ResultReader, read_index
 from uellm_cli.executor.journal import Journal
 from uellm_cli.executor.learning import OwnAnswers
 from uellm_cli.executor.outputs import ResultSink, Rows, write_all, write_rows
 from uellm_cli.executor.own_predictor import OwnPredictor, kept_predictor, not_adapted
+from uellm_cli.executor.pace import Pace
 from uellm_cli.executor.progress import Progress
-from uellm_cli.executor.run_info import new_run, resumed_run
+from uellm_cli.executor.run_info import new_run, origin_of, resumed_run
 from uellm_cli.executor.session import (
     all_done,
     begin_again,
@@ -44,10 +48,22 @@ from uellm_cli.executor.session import (
 )
 from uellm_cli.executor.stop import Stop
 from uellm_cli.executor.todo import Todo
-from uellm_cli.models.files import bundled_model, samples_by_default
+from uellm_cli.models.files import samples_by_default
 from uellm_cli.models.spec import load_model_spec
 from uellm_cli.models.tokens import load_tokenizer
-from uellm_cli.planning import placed, plan_for, plan_with_pilot, scheduled, topology_of
+from uellm_cli.planning import (
+    Compared,
+    compared,
+    in_groups,
+    judged,
+    model_of,
+    placed,
+    plan_for,
+    plan_with_pilot,
+    step_key,
+    step_tokens_of,
+    topology_of,
+)
 from uellm_cli.profiler.learning.saved import build_predictor
 from uellm_cli.profiler.lengths.adapted import AdaptedModel
 from uellm_cli.profiler.pilot import Pilot, parse_pilot
@@ -62,10 +78,14 @@ from uellm_cli.requests import expand_paths, load_slo_rules, read_requests
 from uellm_cli.requests.slo import SloRules
 from uellm_cli.requests.store import RequestStore
 from uellm_cli.scheduler import SCHEDULERS
+from uellm_cli.timing.calibration import WORTH_S, calibrate
+from uellm_cli.timing.kept import folder_of, keep_steps
 from uellm_cli.timing.loading import loading_s
-from uellm_cli.timing.simulator import judge
+from uellm_cli.timing.scenarios import ADAPTED
 from uellm_cli.types import (
+    Conditions,
     Endpoint,
+    Engine,
     InvalidRequest,
     LengthPredictor,
     ModelSpec,
@@ -75,6 +95,7 @@ from uellm_cli.types import (
     Request,
     RunInfo,
     Schedule,
+    Source,
     Topology,
     Workload,
 )
@@ -193,11 +214,31 @@ def profile(
     return Profiled(known.requests, invalid, known, profiler, stands_on, tuple(notes))
 
 
-def plan(settings: Settings, started: datetime) -> tuple[Profiled, Plan]:
-    """Profiles, then decides everything: budget, order, placement, and the verdict on them."""
+def plan(settings: Settings, started: datetime, is_kept: bool) -> tuple[Profiled, Plan]:
+    """Profiles, then decides everything: budget, order, placement, and the verdict on them.
+
+    A plan that `is_kept` says what it was made for, so that it can be run later.
+    """
     _refuse_unknown_variants(settings)
     profiled = profile(settings, started)
-    return profiled, plan_for(settings, profiled.model, profiled.requests)
+    decided = plan_for(
+        settings,
+        profiled.model,
+        profiled.requests,
+        is_adapted=profiled.trust.is_adapted,
+        with_remedies=True,
+    )
+    if is_kept:
+        decided = replace(decided, origin=origin_of(settings, model_of(settings)))
+    return profiled, decided
+
+
+def compare(settings: Settings, started: datetime, clock: Clock) -> tuple[Profiled, list[Compared]]:
+    """Profiles, then asks every scheduler what it would come to; the best first."""
+    _refuse_unknown_variants(settings)
+    profiled = profile(settings, started)
+    found = compared(settings, profiled.model, profiled.requests, profiled.trust.is_adapted, clock)
+    return profiled, found
 
 
 def plan_deploy(settings: Settings, started: datetime) -> tuple[Placement, ModelSpec, Topology]:
@@ -260,32 +301,31 @@ def run(
         # With nothing left to do it took as long as it took; to the last answer if killed after it.
         duration_s = info.duration_s or journal.index.latest_s
         if todo:
-            decided, pilot = plan_with_pilot(
-                settings,
-                profiled.model,
-                [*todo.profiled.values()],
-                timer.began_s,
-                _pilot(settings, info, profiled, kept, observer),
-            )
+            decided, pilot = _decided(settings, info, profiled, kept, todo, timer, observer)
             write_json(directory / files.PLAN, decided)
             observer.on_plan(decided)
+            pace = Pace(decided.step_times, settings.seed)
             with ResultSink(directory, info, journal) as sink:
                 engine = factory.start(
-                    _engine_context(settings, decided, timer, stop, observer.on_note)
+                    _engine_context(settings, decided, timer, stop, observer.on_note, pace)
                 )
+                if settings.calibrate and not info.simulated:
+                    _calibrate(decided, engine, clock, observer)
                 learner = None
-                if not info.simulated:
+                if not info.simulated and settings.plan is None:
                     now = kept or not_adapted(settings.predictor, profiled.profiler.predictor)
                     own = OwnPredictor(
                         directory, info, now, profiled.profiler, timer.clock, todo, observer.on_note
                     )
-                    learner = _learner(settings, decided, pilot, own, timer, observer)
+                    learner = _learner(settings, decided, pilot, own, timer, observer, pace)
                 conduct = _conduct(
-                    settings, profiled, journal, todo, timer, stop, observer, learner
+                    settings, profiled, journal, todo, timer, stop, observer, learner, pace
                 )
                 encode = encoder_of(info, profiled.profiler.tokenizer)
                 with stop.deferred():
                     execute(decided, todo, encode, engine, sink, conduct)
+                if not info.simulated:
+                    _keep_pace(settings, decided, pace, observer.on_note)
             duration_s = timer.elapsed_s()
         stopped = not all_done(todo, journal)
         return _concluded(
@@ -306,14 +346,6 @@ def report(directory: Path, goodput: GoodputTargets | None) -> tuple[RunInfo, Ru
         return info, summarise(rows, index.latest_s, goodput)
 
 
-def model_of(settings: Settings) -> str:
-    """The model that was asked for, else the bundled one's folder."""
-    if settings.model is None:
-        return str(bundled_model())
-    is_home = settings.model.startswith("~")
-    return str(Path(settings.model).expanduser()) if is_home else settings.model
-
-
 def _promised(
     rows: Iterator[Request | InvalidRequest], rules: SloRules, invalid: list[InvalidRequest]
 ) -> Iterator[Request]:
@@ -323,6 +355,44 @@ def _promised(
             invalid.append(row)
         else:
             yield structs.replace(row, slo=rules.slo_for(row)) if row.slo is None else row
+
+
+def _decided(
+    settings: Settings,
+    info: RunInfo,
+    profiled: Profiled,
+    kept: AdaptedModel | None,
+    todo: Todo,
+    timer: RunTimer,
+    observer: Observer,
+) -> tuple[Plan, frozenset[str]]:
+    """The plan, which may have been made before, and which requests it begins with to learn."""
+    if settings.plan is not None:
+        path = Path(settings.plan)
+        given = read_plan(path)
+        names = {request.custom_id for request in profiled.requests}
+        now = origin_of(settings, model_of(settings))
+        refuse_another(given, path, now, topology_of(settings), names)
+        return left_of(given, todo), frozenset()
+    return plan_with_pilot(
+        settings,
+        profiled.model,
+        [*todo.profiled.values()],
+        timer.began_s,
+        _pilot(settings, info, profiled, kept, observer),
+        is_adapted=profiled.trust.is_adapted,
+    )
+
+
+def _calibrate(decided: Plan, engine: Engine, clock: Clock, observer: Observer) -> None:
+    """Has the engine's steps timed first, where they were not yet and the run is long."""
+    is_known = decided.step_times.source in (Source.CALIBRATED, Source.MEASURED)
+    if is_known or decided.verdict.makespan_s.mean < WORTH_S:
+        return
+    observer.on_note("the engine's steps are timed first, for at most 20 s or so")
+    model = decided.model
+    token_bytes = model.kv_bytes(model.context_tokens) / model.context_tokens
+    calibrate(engine, decided.budget, token_bytes, model.context_tokens, clock)
 
 
 def _pilot(
@@ -347,19 +417,47 @@ def _learner(
     own: OwnPredictor,
     timer: RunTimer,
     observer: Observer,
+    pace: Pace,
 ) -> OwnAnswers:
     """What has the rest of a run done in another order when its answers show that it should be."""
     scheduler = SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
+    batching = batching_of(settings.engine.name)
+    step_tokens = step_tokens_of(settings, decided.topology, decided.placement)
 
     def reschedule(left: Sequence[ProfiledRequest]) -> Schedule:
         now_s = timer.elapsed_s()
-        schedule = scheduled(scheduler, left, decided.budget, now_s)
         # As if the engine had nothing in flight: those that are will be done soon.
-        verdict = judge(schedule, left, decided.step_times, start_s=now_s)
-        observer.on_revised(replace(decided, schedule=schedule, verdict=verdict))
+        conditions = Conditions(
+            decided.budget,
+            pace.times,
+            batching,
+            start_s=now_s,
+            step_tokens=step_tokens,
+            length_correlation=ADAPTED,
+        )
+        columns = columns_of(left)
+        arranged = in_groups(scheduler, columns, conditions, now_s)
+        schedule = arranged.named(settings.scheduler.name, columns.custom_ids)
+        verdict = judged(columns, arranged, conditions, settings.seed, at_once=True)
+        observer.on_revised(
+            replace(decided, schedule=schedule, step_times=pace.times, verdict=verdict)
+        )
         return schedule
 
-    return OwnAnswers(own.todo, pilot, decided.model, own.adapt, own.moved, reschedule)
+    return OwnAnswers(
+        own.todo, pilot, decided.model, own.adapt, own.moved, reschedule, pace.has_changed
+    )
+
+
+def _keep_pace(settings: Settings, decided: Plan, pace: Pace, note: Callable[[str], None]) -> None:
+    """Keeps what steps took for plans to come; that it cannot be kept is no run's concern."""
+    fit, folder = pace.fit(), folder_of(os.environ)
+    if fit is None or folder is None:
+        return
+    try:
+        keep_steps(folder, step_key(settings, decided.topology, decided.placement), fit)
+    except OutputError as error:
+        note(f"what steps took is not kept for later plans: {error}")
 
 
 def _nothing_to_run(settings: Settings, invalid: Sequence[InvalidRequest]) -> RequestFileError:
@@ -392,6 +490,7 @@ def _refuse_unknown_variants(settings: Settings) -> None:
     """UsageError for a name or an option that means nothing, before any file is read."""
     build_predictor(settings.predictor.name, settings.predictor.options)
     parse_pilot(settings.pilot)
+    ENGINES.build(settings.engine.name, settings.engine.options)
     SCHEDULERS.build(settings.scheduler.name, settings.scheduler.options)
     PLACEMENTS.build(settings.placement.name, settings.placement.options)
 
@@ -405,6 +504,7 @@ def _conduct(
     stop: Stop,
     observer: Observer,
     learner: OwnAnswers | None,
+    pace: Pace,
 ) -> Conduct:
     return Conduct(
         timer,
@@ -414,11 +514,17 @@ def _conduct(
         before=done_before(journal, todo, len(profiled.invalid)),
         on_late=settings.on_late,
         learner=learner,
+        step_times=lambda: pace.times,
     )
 
 
 def _engine_context(
-    settings: Settings, plan: Plan, timer: RunTimer, stop: Stop, note: Callable[[str], None]
+    settings: Settings,
+    plan: Plan,
+    timer: RunTimer,
+    stop: Stop,
+    note: Callable[[str], None],
+    pace: Pace,
 ) -> EngineContext:
     return EngineContext(
         model=model_of(settings),
@@ -432,6 +538,7 @@ def _engine_context(
         seed=settings.seed,
         stop=stop,
         note=note,
+        step_seen=pace.seen,
         trust_remote_code=settings.trust_remote_code,
     )
 

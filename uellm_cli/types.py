@@ -191,6 +191,11 @@ class ProfiledRequest(msgspec.Struct, frozen=True, gc=False):
     def finish_by_s(self) -> float | None:
         return self.slo.latest_finish_s(self.arrival_s)
 
+    @property
+    def is_promised(self) -> bool:
+        slo = self.slo
+        return any(promise is not None for promise in (slo.deadline_s, slo.ttft_s, slo.tpot_s))
+
 
 class LengthPredictor(Protocol):
     """Says how long answers will be, before any is made."""
@@ -391,6 +396,19 @@ class StepTimes:
         )
 
 
+class StepSample(msgspec.Struct, frozen=True, gc=False):
+    """A step as it was: what it computed and read, and what that took.
+
+    `sequences` rows took part, `prefill_tokens` of their prompts were computed, and `cached_tokens`
+    tokens' keys and values were read.
+    """
+
+    prefill_tokens: int
+    sequences: int
+    cached_tokens: int
+    seconds: float
+
+
 # --- Plans ---------------------------------------------------------------------------------------
 
 
@@ -421,12 +439,34 @@ class Schedule:
     oversized: tuple[str, ...] = ()
 
 
-class Scheduler(Protocol):
-    """Orders and batches profiled requests. A pure function of its arguments."""
+class Batching(StrEnum):
+    """When a request that has ended makes room: with its whole batch, or at once."""
 
-    def schedule(self, requests: Sequence[ProfiledRequest], budget: Budget) -> Schedule:
-        """Every request in exactly one batch, or in `oversized`; no batch beyond the budget."""
-        ...
+    STATIC = "static"
+    IN_FLIGHT = "inflight"
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a schedule runs under, of which its outcome follows.
+
+    Nothing begins before `start_s`, in seconds from the run's start: the model is loaded by then.
+    Each of the `replicas` has the whole `budget` and takes from one queue. In flight a step
+    computes up to `step_tokens` tokens, as far as the budget has room for. `length_correlation`
+    says how much predicted lengths are off in the same direction (`timing/scenarios.py`).
+    """
+
+    budget: Budget
+    step: StepTimes
+    batching: Batching
+    start_s: float = 0.0
+    replicas: int = 1
+    step_tokens: int = 2**30
+    length_correlation: float = 0.0
+
+    @property
+    def most_step_tokens(self) -> int:
+        return max(1, min(self.step_tokens, self.budget.prefill_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,28 +535,112 @@ class PlacementAlgorithm(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over scenarios: its mean, and what it is below in one of ten and in nine of ten."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClassVerdict:
-    """What is predicted for one SLO class."""
+    """What is predicted for one SLO class: requests, those that are promised something, and late.
+
+    Late is a request that breaks any of its promises. `end_s` is when the class is done with.
+    """
 
     name: str
     requests: int
-    late: int
+    promised: int
+    late: Spread
+    begin_s: float
+    end_s: float
+
+
+class Cause(StrEnum):
+    """Why a request is predicted to break a promise, the least avoidable first."""
+
+    NO_ROOM = "no room"
+    ALONE = "alone"
+    BEGIN = "begin"
+    PACE = "pace"
+    QUEUED = "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class LateRequest:
+    """A request that is late in `share` of the scenarios; seconds from the run's start.
+
+    `begin_s` and `end_s` are means, None for one that never runs; `alone_s` is when it would end
+    with the engine to itself.
+    """
+
+    custom_id: str
+    slo_class: str
+    cause: Cause
+    share: float
+    due_s: float | None
+    begin_s: float | None
+    end_s: float | None
+    alone_s: float
+
+
+class RemedyKind(StrEnum):
+    """What can be changed so that promises are kept."""
+
+    TIME = "time"
+    DEVICES = "devices"
+    CAP = "cap"
+    CLASS = "class"
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One change after which nobody is predicted to be late.
+
+    `amount` is seconds more for every deadline, copies of the model, a cap on output tokens, or how
+    many requests of class `slo_class` are done at another time.
+    """
+
+    kind: RemedyKind
+    amount: float
+    slo_class: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a schedule is predicted to lead to, before anything runs."""
+    """What a schedule is predicted to lead to, before anything runs.
 
-    makespan_s: float
-    late: int
+    Over `scenarios`, in each of which every answer has a length drawn from its prediction. Seconds
+    count from the run's start. `first_late` is the one due first of those that are more often late
+    than not. `remedies` are looked for where that was asked for.
+    """
+
+    makespan_s: Spread
+    late: Spread
     classes: tuple[ClassVerdict, ...]
     step_source: Source
-    first_late: str | None = None
+    scenarios: int
+    first_late: LateRequest | None = None
+    remedies: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a plan was made for: the hash of each file by its name, the model's, and the engine."""
+
+    inputs: Mapping[str, str]
+    model_fingerprint: str
+    engine: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All decisions of a run, made before the model is loaded."""
+    """All decisions of a run, made before the model is loaded.
+
+    `origin` is told where a plan is kept to be run later.
+    """
 
     model: ModelSpec
     topology: Topology
@@ -525,6 +649,7 @@ class Plan:
     schedule: Schedule
     step_times: StepTimes
     verdict: Verdict
+    origin: Origin | None = None
 
 
 # --- Execution -----------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ import pytest
 import typer
 import yaml
 
+from tests.builders import profiled
 from tests.conftest import REPOSITORY
+from tests.unit.scheduling_cases import STATIC
 from uellm_cli.cli.app import app
+from uellm_cli.columns import columns_of
 from uellm_cli.types import ModelSpec
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -76,18 +79,17 @@ def test_contributing_s_example_scheduler_works_as_it_stands() -> None:
     (example,) = re.findall(r"^ *```python\n(.*?)^ *```", text, flags=re.M | re.S)
     names: dict[str, object] = {}
     prelude = (
-        "import math\n"
-        "from collections.abc import Sequence\n"
+        "import numpy as np\n"
         "from dataclasses import dataclass\n"
-        "from uellm_cli.scheduler.batching import Anyone, cut_into_batches\n"
-        "from uellm_cli.types import Budget, ProfiledRequest, Schedule\n"
+        "from uellm_cli.columns import Arrangement, RequestColumns\n"
+        "from uellm_cli.scheduler.batching import cut_into_batches\n"
+        "from uellm_cli.types import Conditions\n"
     )
     exec(prelude + re.sub(r"^   ", "", example, flags=re.M), names)  # noqa: S102
-    from tests.builders import ROOMY, profiled
-
-    scheduler = names["Edf"]()  # type: ignore[operator]
-    requests = [profiled("b", deadline_s=9), profiled("c"), profiled("a", deadline_s=3)]
-    assert scheduler.schedule(requests, ROOMY).batches[0].custom_ids == ("a", "b", "c")
+    scheduler = names["HeaviestFirst"]()  # type: ignore[operator]
+    columns = columns_of([profiled("b", output=9), profiled("c"), profiled("a", deadline_s=3)])
+    arranged = scheduler.arrange(columns, STATIC).named("example", columns.custom_ids)
+    assert arranged.batches[0].custom_ids == ("a", "c", "b")
 
 
 def test_the_architecture_page_names_only_rooms_that_exist() -> None:

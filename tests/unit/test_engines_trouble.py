@@ -25,6 +25,7 @@ from tests.unit.engine_cases import (
     static_engine,
     texts,
 )
+from uellm_cli.engines import unwatched
 from uellm_cli.engines.memory import MemoryLimit, footprint
 from uellm_cli.engines.padded import RowScores, RowStops
 from uellm_cli.engines.rows import Row
@@ -461,7 +462,7 @@ def test_a_step_that_generate_makes_after_the_stop_gives_no_row_a_token() -> Non
     request = EngineRequest("a", (1,), 2, SamplingParams())
     row = Row(request, RowSampling(0.0, 1.0, 0), seed=0)
     scores = RowScores([row])
-    stops = RowStops([row], scores, str, lambda: 0.0, lambda: True)
+    stops = RowStops([row], scores, str, lambda: 0.0, lambda: True, unwatched)
     for _ in range(2):
         chosen = scores(torch.tensor([[1]]), torch.tensor([[0.0, 1.0, 7.0, 3.0]])).argmax(-1)
         assert chosen.tolist() == [2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.builders import ONE_SECOND_STEPS, ROOMY, chat, model_spec, profiled
+from tests.builders import NO_VERDICT, ONE_SECOND_STEPS, ROOMY, chat, model_spec, profiled
 from tests.unit.test_journal import record
 from tests.unit.test_openai_rows import INFO
 from uellm_cli.clock import VirtualClock
@@ -36,7 +36,6 @@ from uellm_cli.types import (
     Schedule,
     Source,
     Topology,
-    Verdict,
 )
 
 
@@ -78,7 +77,7 @@ def run(
         Placement("test", "round", (), 1, 1.0, Source.ASSUMED),
         schedule,
         ONE_SECOND_STEPS,
-        Verdict(0.0, 0, (), Source.ASSUMED),
+        NO_VERDICT,
     )
     names = ("a", "b", "c", *oversized)
     store = RequestStore(directory, "model")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from tests.builders import ONE_SECOND_STEPS, ROOMY, chat, model_spec, profiled
+from tests.builders import NO_VERDICT, ONE_SECOND_STEPS, ROOMY, chat, model_spec, profiled
 from tests.unit.test_openai_rows import INFO
 from uellm_cli.clock import VirtualClock
 from uellm_cli.errors import EngineError
@@ -42,7 +42,6 @@ from uellm_cli.types import (
     Schedule,
     Source,
     Topology,
-    Verdict,
 )
 
 
@@ -102,7 +101,13 @@ class Run:
         self.revisions: list[list[ProfiledRequest]] = []
         self.moved: list[Calibration] = []
         self.learner = OwnAnswers(
-            self.todo, pilot, model_spec(), self._adapt, self.moved.append, self._reschedule
+            self.todo,
+            pilot,
+            model_spec(),
+            self._adapt,
+            self.moved.append,
+            self._reschedule,
+            lambda: False,
         )
 
     def _adapt(
@@ -125,7 +130,7 @@ class Run:
             Placement("test", "round", (), 1, 1.0, Source.ASSUMED),
             self.schedule,
             ONE_SECOND_STEPS,
-            Verdict(1.0, 0, (), Source.ASSUMED),
+            NO_VERDICT,
         )
         conduct = Conduct(
             RunTimer(VirtualClock(datetime(2026, 1, 1, tzinfo=UTC)), 0.0, 0.0),

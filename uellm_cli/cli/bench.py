@@ -12,6 +12,7 @@ import typer
 
 from uellm_cli.cli import options
 from uellm_cli.cli.output import Output
+from uellm_cli.types import Batching
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,6 +138,77 @@ def engine(
     report = bench_engines(asked, redacted(sys.argv), show.line)
     for contest in report.contests:
         show.say("", *conditions(report, contest), contest_table(contest), *remarks(contest))
+    typer.echo(msgspec.json.encode(report))
+
+
+@bench.command("schedulers")
+def schedulers(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with traces/*.parquet and lengths/*.jsonl, beside the synthetic sets.",
+            show_default=False,
+        ),
+    ] = None,
+    scheduler: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these; all if left out.", show_default=False),
+    ] = None,
+    batching: Annotated[
+        list[Batching] | None,
+        typer.Option(help="Only one way of batching; both if left out.", show_default=False),
+    ] = None,
+    tightness: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.01,
+            help="The latest deadline, in multiples of what the work takes at least; 0.5, 1, 1.5 "
+            "and 2 if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=5, help="Requests of a case.")] = 200,
+    seeds: Annotated[int, typer.Option(min=2, help="Draws of each case.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, help="The most rows at a time.")] = 10,
+    kv_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that the KV cache has room for.")
+    ] = 100_000,
+    json: options.Json = False,  # noqa: ARG001 - the line is written with or without it
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,  # noqa: ARG001 - read by `main` when an error is shown
+) -> None:
+    """Every scheduler on the same requests, promises and predictions; tables, then one JSON line.
+
+    Example: uellm bench schedulers --requests 50 --seeds 2 --tightness 1 --batching inflight
+    """
+    import msgspec
+
+    from uellm_cli.bench.scheduler_cases import Order, Prediction, stored_sets, synthetic_sets
+    from uellm_cli.bench.schedulers import SchedulerBench, report_of, run_cases
+    from uellm_cli.cli.bench_view import contest_lines, standings_table
+    from uellm_cli.clock import SystemClock
+    from uellm_cli.executor.run_info import redacted
+    from uellm_cli.scheduler import SCHEDULERS
+
+    show = Output(quiet=quiet)
+    for name in scheduler or ():
+        SCHEDULERS.variant(name)
+    asked = SchedulerBench(
+        sets=[*synthetic_sets(), *(stored_sets(data) if data is not None else ())],
+        schedulers=scheduler or SCHEDULERS.names(),
+        batchings=batching or list(Batching),
+        tightness=tightness or [0.5, 1.0, 1.5, 2.0],
+        predictions=list(Prediction),
+        orders=list(Order),
+        requests=requests,
+        seeds=seeds,
+        rows=rows,
+        kv_tokens=kv_tokens,
+    )
+    found = list(run_cases(asked, SystemClock(), show.line))
+    report = report_of(asked, found, redacted(sys.argv))
+    for each in asked.batchings:
+        show.say("", standings_table(report, each), *contest_lines(report, each))
     typer.echo(msgspec.json.encode(report))
 
 

@@ -65,6 +65,11 @@ Variant = Annotated[
 SchedulerOptions = Annotated[
     list[str] | None, options_of("scheduler", "Set an option of the scheduler.")
 ]
+Engine = Annotated[str, typer.Option(help="What computes the answers.")]
+EngineOptions = Annotated[
+    list[str] | None,
+    options_of("engine", "Set an option of the engine, as dtype=bfloat16; the README has them."),
+]
 TopologyFile = Annotated[
     str | None,
     typer.Option(

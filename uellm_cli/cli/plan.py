@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from uellm_cli.cli import options
-from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output, amount, duration
-from uellm_cli.config import Choice, Settings
+from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output
+from uellm_cli.config import Settings
+from uellm_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from uellm_cli.profiler.trust import Trust
-    from uellm_cli.types import Plan, ProfiledRequest
-
-SHOWN_BATCHES = 8
+    from uellm_cli.clock import Clock
 
 
 def plan(
@@ -28,6 +25,8 @@ def plan(
     scheduler: options.Scheduler = options.SCHEDULER,
     variant: options.Variant = None,
     scheduler_option: options.SchedulerOptions = None,
+    engine: options.Engine = options.ENGINE,
+    engine_option: options.EngineOptions = None,
     topology: options.TopologyFile = None,
     algorithm: options.Algorithm = options.ALGORITHM,
     algorithm_option: options.AlgorithmOptions = None,
@@ -35,6 +34,10 @@ def plan(
     max_batch: options.MaxBatch = None,
     limit: options.Limit = None,
     strict: options.Strict = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="What every scheduler would come to, and which to take."),
+    ] = False,
     output: options.OutputFile = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -48,14 +51,17 @@ def plan(
     """
     from uellm_cli import pipeline
     from uellm_cli.atomic import write_json
+    from uellm_cli.cli import plan_view as view
     from uellm_cli.clock import SystemClock
 
+    if compare and output is not None:
+        raise UsageError("--compare decides nothing that -o could keep; leave one of them out")
     options.refuse_overwriting(output, requests)
     settings = Settings(
         predictor=options.choice(predictor, predictor_option),
         scheduler=options.choice(scheduler, scheduler_option, variant=variant),
         placement=options.choice(algorithm, algorithm_option),
-        engine=Choice(options.ENGINE),
+        engine=options.choice(engine, engine_option),
         requests=tuple(requests),
         slo_file=slo_file,
         model=model,
@@ -67,90 +73,38 @@ def plan(
         truncate_prompt=truncate_prompt,
         trust_remote_code=trust_remote_code,
     )
-    profiled, planned = pipeline.plan(settings, SystemClock().wall())
+    clock = SystemClock()
     show = Output(json, quiet)
     if model is None:
         show.say(BUNDLED_MODEL_NOTE)
+    if compare:
+        _compare(settings, clock, show)
+        return
+    profiled, planned = pipeline.plan(settings, clock.wall(), is_kept=output is not None)
     if output is not None:
         write_json(Path(output), planned)
     by_id = {request.custom_id: request for request in profiled.requests}
-    show.say(*profiled.notes, *lengths_note(profiled.trust))
-    show.say(verdict_sentence(planned), facts(planned))
+    verdict = planned.verdict
+    show.say(*profiled.notes, *view.lengths_note(profiled.trust))
+    show.say(view.verdict_sentence(planned), view.facts(planned))
+    if verdict.first_late is not None:
+        show.say(view.late_sentence(verdict.first_late))
+    if not view.is_nobody(verdict.late):
+        show.say(view.remedies_sentence(verdict.remedies))
     if profiled.invalid:
         show.say(f"{len(profiled.invalid)} lines are invalid and will be error rows")
-    show.say(_classes(planned), _batches(planned, by_id))
+    show.say("", view.classes_table(verdict), "", view.timeline(verdict))
+    show.say("", view.batches_table(planned, by_id))
+    if output is not None:
+        show.say(f"Run it: uellm run {' '.join(requests)} --plan {output}, with the same flags")
     show.document(planned)
 
 
-def verdict_sentence(planned: Plan) -> str:
-    """The prediction in one sentence, with what it stands on."""
-    verdict = planned.verdict
-    total = sum(entry.requests for entry in verdict.classes)
-    basis = f"at median lengths, {verdict.step_source} step times"
-    if verdict.late == 0:
-        return (
-            f"All {total:,} would be in time, done after {duration(verdict.makespan_s)} ({basis})."
-        )
-    return (
-        f"{verdict.late:,} of {total:,} would be late, done after "
-        f"{duration(verdict.makespan_s)} ({basis})."
-    )
+def _compare(settings: Settings, clock: Clock, show: Output) -> None:
+    from uellm_cli import pipeline
+    from uellm_cli.cli import plan_view as view
 
-
-def lengths_note(stands_on: Trust) -> list[str]:
-    """What has to be said of predicted lengths, if anything."""
-    if stands_on.is_adapted:
-        return []
-    return [
-        f"Lengths are by {stands_on.source}, which has not seen this model's answers: no coverage "
-        "is promised"
-    ]
-
-
-def facts(planned: Plan) -> str:
-    """Model, machine and order in one line."""
-    devices = ", ".join(dict.fromkeys(planned.placement.device_ids))
-    return (
-        f"{planned.model.name} on {devices}: {amount(planned.model.weight_bytes)} of weights, "
-        f"{amount(planned.budget.kv_bytes)} for KV; {len(planned.schedule.batches)} batches by "
-        f"{planned.schedule.algorithm}"
-    )
-
-
-def _classes(planned: Plan) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from uellm_cli.report.console import visible
-
-    table = Table(title="Predicted by class", title_justify="left")
-    table.add_column("class", overflow="fold")
-    table.add_column("requests", justify="right")
-    table.add_column("late", justify="right")
-    for entry in planned.verdict.classes:
-        style = "red" if entry.late else "green"
-        table.add_row(
-            Text(visible(entry.name)), f"{entry.requests:,}", Text(f"{entry.late:,}", style)
-        )
-    return table
-
-
-def _batches(planned: Plan, requests: Mapping[str, ProfiledRequest]) -> Table:
-    from rich.table import Table
-
-    batches = planned.schedule.batches
-    shown = batches[:SHOWN_BATCHES]
-    table = Table(title=f"First {len(shown)} of {len(batches)} batches", title_justify="left")
-    for name in ("batch", "requests", "longest prompt", "longest p50", "earliest deadline"):
-        table.add_column(name, justify="right")
-    for batch in shown:
-        members = [requests[custom_id] for custom_id in batch.custom_ids]
-        due = [m.finish_by_s for m in members if m.finish_by_s is not None]
-        table.add_row(
-            str(batch.batch_id),
-            str(len(members)),
-            f"{max(member.prompt_tokens for member in members):,}",
-            f"{max(member.output.p50 for member in members):,.0f}",
-            duration(min(due)) if due else "-",
-        )
-    return table
+    profiled, found = pipeline.compare(settings, clock.wall(), clock)
+    show.say(*profiled.notes, *view.lengths_note(profiled.trust))
+    show.say("", view.comparison_table(found), "", view.advice(found))
+    show.document(found)

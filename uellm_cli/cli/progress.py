@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from uellm_cli.cli.output import BUNDLED_MODEL_NOTE, Output, duration
-from uellm_cli.cli.plan import facts, lengths_note, verdict_sentence
+from uellm_cli.cli.plan_view import facts, lengths_note, verdict_sentence
 
 if TYPE_CHECKING:
     from uellm_cli.executor.index import Index

@@ -39,13 +39,8 @@ def run(
     scheduler: options.Scheduler = options.SCHEDULER,
     variant: options.Variant = None,
     scheduler_option: options.SchedulerOptions = None,
-    engine: Annotated[str, typer.Option(help="What computes the answers.")] = options.ENGINE,
-    engine_option: Annotated[
-        list[str] | None,
-        options.options_of(
-            "engine", "Set an option of the engine, as dtype=bfloat16; the README has them."
-        ),
-    ] = None,
+    engine: options.Engine = options.ENGINE,
+    engine_option: options.EngineOptions = None,
     topology: options.TopologyFile = None,
     algorithm: options.Algorithm = options.ALGORITHM,
     algorithm_option: options.AlgorithmOptions = None,
@@ -66,6 +61,20 @@ def run(
             "is planned anew. auto: where the file is large enough to pay for it.",
         ),
     ] = AUTOMATIC,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Follow this plan of `uellm plan -o` as it is, instead of making one.",
+            show_default=False,
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            help="Time the engine's steps for up to 20 s first, if they are not known and the run "
+            "is long."
+        ),
+    ] = True,
     durability: Annotated[
         str,
         typer.Option(
@@ -118,6 +127,8 @@ def run(
         raise UsageError("--redo and --changed-only go with --resume")
     if resume and output is None:
         raise UsageError("--resume needs -o with the directory of the run to go on with")
+    if plan is not None and going_on is None:
+        _refuse_beside_a_plan(context)
     # The promises count from here: what loads after this is part of the run.
     clock = SystemClock()
     started = clock.wall()
@@ -147,6 +158,8 @@ def run(
         trust_remote_code=trust_remote_code,
         on_late=on_late,
         pilot=pilot,
+        plan=plan,
+        calibrate=calibrate,
         durability=durability,
         output_format=output_format,
         seed=seed,
@@ -163,6 +176,15 @@ def run(
         raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
     _show(outcome, directory, show)
     raise typer.Exit(int(outcome.exit_code(fail_on_slo_miss)))
+
+
+def _refuse_beside_a_plan(context: typer.Context) -> None:
+    """UsageError for a flag that says how to plan: the plan has been made."""
+    for name in ("scheduler", "variant", "scheduler_option", "pilot", "max_batch"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} and --plan contradict each other: the plan has decided that")
 
 
 def _resumed(

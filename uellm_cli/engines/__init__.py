@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from uellm_cli.clock import Clock
 from uellm_cli.registry import Registry
-from uellm_cli.types import Budget, Engine, StepTimes
+from uellm_cli.types import Batching, Budget, DeviceKind, Engine, StepSample, StepTimes
 
 
 def never() -> bool:
@@ -20,6 +20,10 @@ def silent(_: str) -> None:
     """Nobody to tell."""
 
 
+def unwatched(_: StepSample) -> None:
+    """Nobody who wants to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineContext:
     """What an engine is started with.
@@ -29,7 +33,8 @@ class EngineContext:
     an explicit one, a device for each module name; its GPUs are numbered as `visible_devices`
     (for CUDA_VISIBLE_DEVICES; None without GPUs) lists them. `budget` is what the plan found room
     for: no engine goes beyond it. `stop` becomes true when the run is to end after the step in
-    flight; an engine asks it between steps. `note` takes remarks for the user.
+    flight; an engine asks it between steps. `note` takes remarks for the user, `step_seen` what
+    each step came to.
     """
 
     model: str
@@ -43,6 +48,7 @@ class EngineContext:
     seed: int
     stop: Callable[[], bool] = never
     note: Callable[[str], None] = silent
+    step_seen: Callable[[StepSample], None] = unwatched
     trust_remote_code: bool = False
 
 
@@ -73,8 +79,22 @@ DEFAULT_ENGINE = "inflight"
 # products busy, at which a GPU's steps still take little longer than for one row.
 STATIC_ROWS = 10
 INFLIGHT_ROWS = 64
+# Tokens that one step in flight computes at most: enough for a CPU's matrix products to be at their
+# best, and few enough that a step is soon over.
+CPU_STEP_TOKENS = 512
+GPU_STEP_TOKENS = 8192
+
+
+def batching_of(engine: str) -> Batching:
+    """How an engine batches, for planning without loading it."""
+    return Batching.IN_FLIGHT if engine == "inflight" else Batching.STATIC
 
 
 def default_rows(engine: str) -> int:
     """How many rows an engine is to run at a time, for planning without loading it."""
-    return INFLIGHT_ROWS if engine == "inflight" else STATIC_ROWS
+    return INFLIGHT_ROWS if batching_of(engine) is Batching.IN_FLIGHT else STATIC_ROWS
+
+
+def default_step_tokens(kind: DeviceKind) -> int:
+    """The most tokens that a step in flight computes, where nobody says how many."""
+    return CPU_STEP_TOKENS if kind is DeviceKind.CPU else GPU_STEP_TOKENS

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from uellm_cli.engines.loaded import LoadedModel
 from uellm_cli.engines.rows import Decode, Row
 from uellm_cli.engines.scores import choose
+from uellm_cli.types import StepSample
 
 
 def draw_batch(
@@ -22,14 +23,15 @@ def draw_batch(
     rows: Sequence[Row],
     now_s: Callable[[], float],
     stop: Callable[[], bool],
+    step_seen: Callable[[StepSample], None],
 ) -> RowStops:
-    """Draws every row to its end, unless told to `stop` before.
+    """Draws every row to its end, unless told to `stop` before; `step_seen` is told of each step.
 
     What each row has come to is in the row. Raises whatever breaks the batch.
     """
     prompts, mask = _left_padded(loaded, [row.request.prompt_token_ids for row in rows])
     scores = RowScores(rows)
-    stops = RowStops(rows, scores, loaded.decode, now_s, stop)
+    stops = RowStops(rows, scores, loaded.decode, now_s, stop, step_seen)
     with torch.inference_mode():
         loaded.model.generate(
             prompts,
@@ -92,12 +94,15 @@ class RowStops(StoppingCriteria):  # type: ignore[misc]  # transformers is untyp
         decode: Decode,
         now_s: Callable[[], float],
         stop: Callable[[], bool],
+        step_seen: Callable[[StepSample], None],
     ) -> None:
         self._rows = rows
         self._scores = scores
         self._decode = decode
         self._now_s = now_s
         self._stop = stop
+        self._step_seen = step_seen
+        self._last_s = now_s()
         self.first_token_s: float | None = None
         self.stopped = False
 
@@ -105,10 +110,20 @@ class RowStops(StoppingCriteria):  # type: ignore[misc]  # transformers is untyp
         """Whether each row is to end, as bools [rows]."""
         # `generate` makes another step after the last one on devices where it looks one step late.
         if not self.stopped:
+            self._tell(*input_ids.shape)
             self._take()
             self.stopped = self._stop()
         ended = [self.stopped or not row.is_open for row in self._rows]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+    def _tell(self, rows: int, tokens: int) -> None:
+        """Of the step that has just drawn; `tokens` are a row's, padding and the drawn one too."""
+        began_s, self._last_s = self._last_s, self._now_s()
+        seconds = self._last_s - began_s
+        if self.first_token_s is None:
+            self._step_seen(StepSample(rows * (tokens - 1), rows, 0, seconds))
+        else:
+            self._step_seen(StepSample(0, rows, rows * (tokens - 1), seconds))
 
     def _take(self) -> None:
         now_s = self._now_s()

@@ -91,7 +91,9 @@ class StaticEngine:
         """Raises what breaks it; a job that has its answer by then keeps it."""
         rows = [self._jobs.row(job, len(job.answers)) for job in jobs]
         prefill_s = self._now_s()
-        drawn = draw_batch(self.loaded, rows, self._now_s, self.context.stop)
+        drawn = draw_batch(
+            self.loaded, rows, self._now_s, self.context.stop, self.context.step_seen
+        )
         finished_s = self._now_s()
         first_token_s = finished_s if drawn.first_token_s is None else drawn.first_token_s
         for job, row in zip(jobs, rows, strict=True):

@@ -16,7 +16,15 @@ from uellm_cli.executor.records import Record
 from uellm_cli.executor.results import Session, expired, finished, too_large
 from uellm_cli.executor.stop import Stop
 from uellm_cli.executor.todo import Todo, Work
-from uellm_cli.types import Completion, Engine, EngineBatch, EngineRequest, Plan, Schedule
+from uellm_cli.types import (
+    Completion,
+    Engine,
+    EngineBatch,
+    EngineRequest,
+    Plan,
+    Schedule,
+    StepTimes,
+)
 
 # The token ids of requests, in order.
 Encode = Callable[[Sequence[Work]], Sequence[Sequence[int]]]
@@ -43,7 +51,8 @@ class Conduct:
 
     `total` is how many lines the run has, of which `before` were done when the session began.
     `on_progress` is called often, with a way to find out where the run stands: that takes a while.
-    `learner` may have what waits done in another order; None leaves it to the plan.
+    `learner` may have what waits done in another order; None leaves it to the plan. `step_times`
+    says what steps are known to take by now; None for what the plan counts on.
     """
 
     timer: RunTimer
@@ -53,6 +62,7 @@ class Conduct:
     before: Before
     on_late: OnLate = OnLate.RUN
     learner: Learner | None = None
+    step_times: Callable[[], StepTimes] | None = None
 
 
 def execute(
@@ -66,12 +76,13 @@ def execute(
     """
     timer, stop, learner = conduct.timer, conduct.stop, conduct.learner
     session = Session(timer.began_s, timer.elapsed_s())
+    step_times = conduct.step_times or (lambda: plan.step_times)
     waiting = deque(plan.schedule.batches)
     meter = Meter(waiting, todo.profiled, conduct.total, conduct.before, session.loaded_s)
     owed: dict[str, Work] = {}
 
     def keep(work: Work, completion: Completion, in_order: bool = True) -> None:
-        result = finished(work, completion, plan.model, plan.step_times, session)
+        result = finished(work, completion, plan.model, step_times(), session)
         stands = sink.add(Record(work.key, result))
         meter.count(result, in_order, stands)
 

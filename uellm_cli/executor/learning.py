@@ -54,6 +54,8 @@ RECALIBRATED = "+ own answers"
 Adapt = Callable[[Sequence[Example], Sequence[str]], "list[ProfiledRequest] | None"]
 # Is told by how much predictions were moved.
 Moved = Callable[[Calibration], None]
+# Whether steps take another time by now than orders were made for.
+PaceChanged = Callable[[], bool]
 # An order for requests that are left.
 Reschedule = Callable[[Sequence[ProfiledRequest]], Schedule]
 
@@ -148,7 +150,10 @@ class InOrder:
 
 
 class OwnAnswers:
-    """The learner of a run; `pilot` is whose answers the predictor is adapted to by `adapt`."""
+    """The learner of a run; `pilot` is whose answers the predictor is adapted to by `adapt`.
+
+    Where nothing is promised, no order is worth changing for the pace of the steps.
+    """
 
     def __init__(
         self,
@@ -158,12 +163,15 @@ class OwnAnswers:
         adapt: Adapt,
         moved: Moved,
         reschedule: Reschedule,
+        pace_changed: PaceChanged,
     ) -> None:
         self._todo = todo
         self._model = model
         self._adapt = adapt
         self._moved = moved
         self._reschedule = reschedule
+        self._pace_changed = pace_changed
+        self._promises = any(r.is_promised for r in todo.profiled.values())
         # Of the pilot, those that are not begun yet.
         self._pilot = set(pilot)
         self._is_adapted = not pilot
@@ -202,13 +210,15 @@ class OwnAnswers:
             examples = [outcome.example for outcome in self._pilots.taken(most_behind=0)]
             anew = self._adapt(examples, _names(waiting))
             return None if anew is None else self._scheduled(anew, waiting)
+        is_other_pace = self._promises and self._pace_changed()
         calibration = self._drift()
-        if calibration is None:
+        if calibration is None and not is_other_pace:
             return None
-        self._moved(calibration)
         left = [self._todo.profiled[name] for name in _names(waiting)]
-        moved = [recalibrated(request, calibration, self._model) for request in left]
-        return self._scheduled(moved, waiting)
+        if calibration is not None:
+            self._moved(calibration)
+            left = [recalibrated(request, calibration, self._model) for request in left]
+        return self._scheduled(left, waiting)
 
     def _scheduled(self, requests: Sequence[ProfiledRequest], waiting: Sequence[Batch]) -> Schedule:
         # What is in flight was predicted as before, and says nothing of the new predictions.

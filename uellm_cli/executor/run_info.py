@@ -24,7 +24,7 @@ from uellm_cli.errors import OutputError, RequestFileError, RunDirectoryError, U
 from uellm_cli.executor.run_directory import PIPED, RUN, read_run_info
 from uellm_cli.models.fingerprint import model_fingerprint
 from uellm_cli.requests import expand_paths, file_sha256
-from uellm_cli.types import RunInfo
+from uellm_cli.types import Origin, RunInfo
 
 # The request file that means standard input.
 STDIN_NAME = "-"
@@ -151,6 +151,19 @@ def _located(settings: Settings, directory: Path) -> Settings:
     return replace(settings, requests=tuple(requests))
 
 
+def origin_of(settings: Settings, model: str) -> Origin:
+    """What a plan for these settings stands on, by files as they are now.
+
+    Raises UsageError for requests that can be read only once: no later run could be compared.
+    """
+    for name in settings.requests:
+        if name == STDIN_NAME or Path(name).is_fifo():
+            raise UsageError(f"{name} is gone when it is read: a plan of it cannot be run later")
+    # A plan does not stand on a plan.
+    inputs = _hashes(replace(settings, plan=None), Path())
+    return Origin(inputs, model_fingerprint(model), settings.engine.name)
+
+
 def _hashes(settings: Settings, directory: Path) -> dict[str, str]:
     """What the run's decisions stand on, by file as it is named in `settings`."""
     hashes: dict[str, str] = {}
@@ -158,7 +171,9 @@ def _hashes(settings: Settings, directory: Path) -> dict[str, str]:
         (located,) = _located(replace(settings, requests=(name,)), directory).requests
         for path in expand_paths([located]):
             hashes[name if located != name else path] = file_sha256(Path(path))
-    others = (path for path in (settings.slo_file, settings.topology) if path is not None)
+    others = (
+        path for path in (settings.slo_file, settings.topology, settings.plan) if path is not None
+    )
     return hashes | {path: file_sha256(Path(path)) for path in others}
 
 

@@ -9,13 +9,12 @@ and T_o alike over lengths. The paper gives no values: they are options here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from uellm_cli.types import ProfiledRequest
+import numpy as np
 
-Measure = Callable[[ProfiledRequest], float]
+from uellm_cli.columns import Floats, Ints, RequestColumns
 
 
 class Variant(StrEnum):
@@ -39,54 +38,80 @@ class BatchingOptions:
     l2: float = 1.2
     undated_s: float = 86_400.0
 
-    def deadline_s(self, request: ProfiledRequest) -> float:
-        due = request.finish_by_s
-        return self.undated_s if due is None else due
+    def deadlines_s(self, columns: RequestColumns) -> Floats:
+        due_s = columns.finish_by_s
+        return np.where(np.isfinite(due_s), due_s, self.undated_s)
 
-    def by_deadline(self, request: ProfiledRequest) -> tuple[bool, float]:
-        """A sort key."""
-        return request.finish_by_s is None, self.deadline_s(request)
-
-
-def predicted_tokens(request: ProfiledRequest) -> float:
-    return request.output.p50
+    def dated_first(self, columns: RequestColumns, key: Floats) -> Ints:
+        """Requests by `key`, those with a deadline before those without."""
+        return np.lexsort((key, ~np.isfinite(columns.finish_by_s)))
 
 
-@dataclass(frozen=True, slots=True)
 class LargestSoFar:
-    """The published code's rule on one measure.
+    """The published code's rule on one measure [requests].
 
     The published loop keeps a running maximum that restarts with each batch; over consecutive
     requests that is the maximum over the open batch's members.
     """
 
-    measure: Measure
-    options: BatchingOptions
+    def __init__(self, measure: Floats, options: BatchingOptions) -> None:
+        self._measure = measure.tolist()
+        self._options = options
+        self._largest, self._size = 0.0, 0
 
-    def joins(self, candidate: ProfiledRequest, batch: Sequence[ProfiledRequest]) -> bool:
-        largest = max(self.measure(member) for member in batch)
-        growth = (self.measure(candidate) - largest) * (len(batch) + 1) * self.options.l1
-        return growth <= self.options.threshold
+    def opens(self, row: int) -> None:
+        self._largest, self._size = self._measure[row], 1
+
+    def joins(self, row: int) -> bool:
+        growth = (self._measure[row] - self._largest) * (self._size + 1) * self._options.l1
+        return bool(growth <= self._options.threshold)
+
+    def added(self, row: int) -> None:
+        self._largest = max(self._largest, self._measure[row])
+        self._size += 1
 
 
-@dataclass(frozen=True, slots=True)
 class CompositeMetric:
-    """The paper's rule; a weight of zero leaves its term out."""
+    """The paper's rule on deadlines and lengths; a weight of zero leaves its term out."""
 
-    options: BatchingOptions
-    w1: float
-    w2: float
+    def __init__(
+        self, columns: RequestColumns, options: BatchingOptions, w1: float, w2: float
+    ) -> None:
+        self._options = options
+        self._latency = _Total(options.deadlines_s(columns), w1 * options.l1)
+        self._output = _Total(columns.p50, w2 * options.l2)
 
-    def joins(self, candidate: ProfiledRequest, batch: Sequence[ProfiledRequest]) -> bool:
-        options = self.options
-        latency = _total(candidate, batch, options.deadline_s) * options.l1
-        output = _total(candidate, batch, predicted_tokens) * options.l2
-        metric = self.w1 * latency + self.w2 * output
-        return metric <= options.threshold
+    def opens(self, row: int) -> None:
+        self._latency.opens(row)
+        self._output.opens(row)
+
+    def joins(self, row: int) -> bool:
+        metric = self._latency.with_(row) + self._output.with_(row)
+        return bool(metric <= self._options.threshold)
+
+    def added(self, row: int) -> None:
+        self._latency.added(row)
+        self._output.added(row)
 
 
-def _total(candidate: ProfiledRequest, batch: Sequence[ProfiledRequest], measure: Measure) -> float:
-    """Σ (value + largest of the open batch)·(|batch| + 1) over the members and the candidate."""
-    largest = max(measure(member) for member in batch)
-    values = [measure(member) for member in batch] + [measure(candidate)]
-    return sum(value + largest for value in values) * (len(batch) + 1)
+class _Total:
+    """Σ (value + largest of the open batch)·(|batch| + 1)·factor over members and candidate."""
+
+    def __init__(self, values: Floats, factor: float) -> None:
+        self._values = values.tolist()
+        self._factor = factor
+        self._sum, self._largest, self._size = 0.0, 0.0, 0
+
+    def opens(self, row: int) -> None:
+        self._sum = self._largest = self._values[row]
+        self._size = 1
+
+    def with_(self, row: int) -> float:
+        size = self._size + 1
+        total = self._sum + self._values[row] + size * self._largest
+        return float(total * size * self._factor)
+
+    def added(self, row: int) -> None:
+        self._sum += self._values[row]
+        self._largest = max(self._largest, self._values[row])
+        self._size += 1

@@ -1,16 +1,18 @@
-"""Arrival order in full batches: what every other order is compared with."""
+"""Arrival order: what every other order is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uellm_cli.scheduler.batching import Anyone, cut_into_batches
-from uellm_cli.types import Budget, ProfiledRequest, Schedule
+import numpy as np
+
+from uellm_cli.columns import Arrangement, RequestColumns
+from uellm_cli.scheduler.batching import cut_into_batches
+from uellm_cli.types import Conditions
 
 
 @dataclass(frozen=True, slots=True)
 class Fifo:
-    def schedule(self, requests: Sequence[ProfiledRequest], budget: Budget) -> Schedule:
-        ordered = sorted(requests, key=lambda request: request.arrival_s)
-        return cut_into_batches("fifo", ordered, Anyone(), budget)
+    def arrange(self, columns: RequestColumns, conditions: Conditions) -> Arrangement:
+        ordered = np.argsort(columns.arrival_s, kind="stable")
+        return cut_into_batches(columns, ordered, conditions)

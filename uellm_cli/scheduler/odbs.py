@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from uellm_cli.columns import Arrangement, RequestColumns
 from uellm_cli.scheduler.batching import JoinRule, cut_into_batches
-from uellm_cli.scheduler.composite import (
-    BatchingOptions,
-    CompositeMetric,
-    LargestSoFar,
-    Variant,
-    predicted_tokens,
-)
-from uellm_cli.types import Budget, ProfiledRequest, Schedule
+from uellm_cli.scheduler.composite import BatchingOptions, CompositeMetric, LargestSoFar, Variant
+from uellm_cli.types import Conditions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Odbs(BatchingOptions):
-    def schedule(self, requests: Sequence[ProfiledRequest], budget: Budget) -> Schedule:
-        ordered = sorted(requests, key=predicted_tokens)
-        return cut_into_batches("odbs", ordered, self._rule(), budget)
+    def arrange(self, columns: RequestColumns, conditions: Conditions) -> Arrangement:
+        ordered = np.argsort(columns.p50, kind="stable")
+        return cut_into_batches(columns, ordered, conditions, self._rule(columns))
 
-    def _rule(self) -> JoinRule:
+    def _rule(self, columns: RequestColumns) -> JoinRule:
         if self.variant is Variant.CODE:
-            return LargestSoFar(predicted_tokens, self)
-        return CompositeMetric(self, w1=0.0, w2=self.w2)
+            return LargestSoFar(columns.p50, self)
+        return CompositeMetric(columns, self, w1=0.0, w2=self.w2)

@@ -29,7 +29,7 @@ from uellm_cli.engines.jobs import Job, JobMaker, failure_of
 from uellm_cli.engines.loaded import LoadedModel
 from uellm_cli.engines.memory import is_out_of_memory
 from uellm_cli.engines.scores import FindLargest, choose, find_largest
-from uellm_cli.types import Completion, EngineBatch, Failure, RequestTiming
+from uellm_cli.types import Completion, EngineBatch, Failure, RequestTiming, StepSample
 
 # What one step computes at least, however little memory there seems to be.
 FEWEST_STEP_TOKENS = 16
@@ -40,11 +40,12 @@ class Launched:
     """A step that is computed, or will be: the rows that draw in it, and the tokens they draw.
 
     Each of them has its token at its place of `places` in all its tokens. `rows` counts those that
-    draw nothing too.
+    draw nothing too; `prefill_tokens` of prompts are computed, `cached_tokens` read.
     """
 
     rows: int
-
+    prefill_tokens: int
+    cached_tokens: int
     drawing: list[Flight]
     places: list[int]
     drawn: PlainDraw | list[int | None]
@@ -75,6 +76,8 @@ class InflightEngine:
         self._jobs = JobMaker(loaded, context.seed)
         self._answers = AnswerMaker(loaded)
         self._orders = count()
+        # When the last step was done with; None while there is none to wait for.
+        self._last_s: float | None = None
 
     def run(self, batches: Iterator[EngineBatch]) -> Iterator[Completion]:
         try:
@@ -141,9 +144,18 @@ class InflightEngine:
         Tokens of the step `before` may be on the device only.
         """
         now_s = self._now_s()
+        if self._last_s is None:
+            self._last_s = now_s
+        prefill_tokens = cached_tokens = 0
         for chunk in chunks:
-            if chunk.flight.prefill_s is None:
-                chunk.flight.prefill_s = now_s
+            flight = chunk.flight
+            if flight.prefill_s is None:
+                flight.prefill_s = now_s
+            if chunk.tokens > 1 or not flight.row.tokens:
+                prefill_tokens += chunk.tokens
+                cached_tokens += flight.computed
+            else:
+                cached_tokens += flight.computed + 1
         drawing = [chunk.flight for chunk in chunks if chunk.draws]
         rows = [flight.row for flight in drawing]
         ahead = self.lookahead and all(row.is_plain for row in rows)
@@ -159,7 +171,8 @@ class InflightEngine:
             # Its traceback holds all that the step had in memory.
             return error.with_traceback(None)
         self.flights.advance(chunks)
-        launched = Launched(len(chunks), drawing, [len(flight.tokens) for flight in drawing], drawn)
+        places = [len(flight.tokens) for flight in drawing]
+        launched = Launched(len(chunks), prefill_tokens, cached_tokens, drawing, places, drawn)
         if not launched.is_known:
             self._look_ahead(drawing)
         return launched
@@ -175,6 +188,7 @@ class InflightEngine:
         """Waits for the tokens of a step, and gives each row its own."""
         tokens = step.drawn if isinstance(step.drawn, list) else self._read(step.drawn)
         now_s = self._now_s()
+        self._tell(step, now_s)
         ended: list[Flight] = []
         decode = self.loaded.decode
         for flight, place, token in zip(step.drawing, step.places, tokens, strict=True):
@@ -198,6 +212,14 @@ class InflightEngine:
                 flight.expected = still_expected(flight)
         for flight in ended:
             yield from self._ended(flight, now_s)
+
+    def _tell(self, step: Launched, now_s: float) -> None:
+        """What the step took: from when the one before was done with, as steps follow another."""
+        if self._last_s is not None:
+            seconds = now_s - self._last_s
+            work = StepSample(step.prefill_tokens, step.rows, step.cached_tokens, seconds)
+            self.context.step_seen(work)
+        self._last_s = now_s if self.flights.running or self.flights.waiting else None
 
     def _read(self, drawn: PlainDraw) -> list[int | None]:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from uellm_cli.engines import EngineContext
+from uellm_cli.engines import EngineContext, default_step_tokens
 from uellm_cli.engines.inflight import Inflight, cuda_start
 from uellm_cli.engines.inflight.attention import PackedAttention
 from uellm_cli.engines.inflight.cache import (
@@ -35,11 +35,7 @@ from uellm_cli.engines.memory import is_out_of_memory
 from uellm_cli.engines.scores import find_largest
 from uellm_cli.engines.static import StaticEngine
 from uellm_cli.errors import EngineError
-from uellm_cli.types import Engine
-
-# Enough for a CPU's matrix products to be at their best, and few enough that a step is soon over.
-CPU_STEP_TOKENS = 512
-GPU_STEP_TOKENS = 8192
+from uellm_cli.types import DeviceKind, Engine
 
 # Of the memory for the KV cache, what may go into packing a head that is the embedding too, which
 # stays beside it. On two cores with AVX512, 32 rows take 2 ms instead of 13 with a head of
@@ -138,7 +134,7 @@ def _native_attention(trial: Trial) -> tuple[PackedAttention | None, str | None]
 
 
 def _limits(options: Inflight, context: EngineContext, device: torch.device) -> Limits:
-    wanted = options.step_tokens or (CPU_STEP_TOKENS if device.type == "cpu" else GPU_STEP_TOKENS)
+    wanted = options.step_tokens or default_step_tokens(DeviceKind(device.type))
     budget = context.budget
     return Limits(budget.max_sequences, min(wanted, budget.prefill_tokens))
 

@@ -1,0 +1,18 @@
+"""Earliest deadline first; a first token that is promised is a deadline too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uellm_cli.columns import Arrangement, RequestColumns
+from uellm_cli.scheduler.batching import cut_into_batches
+from uellm_cli.types import Conditions
+
+
+@dataclass(frozen=True, slots=True)
+class Edf:
+    def arrange(self, columns: RequestColumns, conditions: Conditions) -> Arrangement:
+        due_s = np.minimum(columns.finish_by_s, columns.first_token_by_s)
+        return cut_into_batches(columns, np.argsort(due_s, kind="stable"), conditions)
