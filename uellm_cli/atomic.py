@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +16,15 @@ from uellm_cli.errors import OutputError
 
 # What is collected before the system is asked to write it.
 BUFFER_BYTES = 1 << 18
+
+
+def cache_folder(kind: str, environment: Mapping[str, str]) -> Path:
+    """Where what can be made again is kept for this user; it may not be there yet."""
+    own = environment.get("UELLM_CACHE_DIR")
+    if own:
+        return Path(own) / kind
+    shared = environment.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "uellm" / kind
 
 
 @contextmanager

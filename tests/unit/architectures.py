@@ -400,7 +400,9 @@ def make_model(name: str, folder: Path, tokenizer: Path) -> None:
     architecture = ARCHITECTURES[name]
     disable_progress_bar()
     config = AutoConfig.for_model(architecture.model_type, **architecture.config)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # for vectors that are made at random, such as sinks
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     draw_weights(model, architecture.embedding)
     model.generation_config.do_sample = False
     model.save_pretrained(folder)

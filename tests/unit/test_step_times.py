@@ -155,6 +155,7 @@ def test_where_times_are_kept_can_be_said(tmp_path: Path) -> None:
     assert folder_of({"UELLM_STEP_TIMES": "off"}) is None
     assert folder_of({"UELLM_STEP_TIMES": str(tmp_path)}) == tmp_path
     assert folder_of({"XDG_CACHE_HOME": "/cache"}) == Path("/cache/uellm/step-times")
+    assert folder_of({"UELLM_CACHE_DIR": "/own"}) == Path("/own/step-times")
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:

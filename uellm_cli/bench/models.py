@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from uellm_cli.atomic import cache_folder
 from uellm_cli.errors import OutputError
 
 BUNDLED = "bundled"
@@ -60,7 +61,7 @@ SHAPES: Mapping[str, Shape] = {
 
 def default_cache() -> Path:
     """Where made models are kept: the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uellm" / "bench"
+    return cache_folder("bench", os.environ)
 
 
 def make_model(name: str, seed: int, cache: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from uellm_cli.atomic import write_json
+from uellm_cli.atomic import cache_folder, write_json
 from uellm_cli.errors import OutputError
 from uellm_cli.timing.fit import Fit
 from uellm_cli.types import StepTimes
@@ -55,11 +55,7 @@ def folder_of(environment: Mapping[str, str]) -> Path | None:
     told = environment.get(VARIABLE, "")
     if told.lower() == "off":
         return None
-    if told:
-        return Path(told)
-    shared = environment.get("XDG_CACHE_HOME")
-    home = Path(shared) if shared else Path.home() / ".cache"
-    return home / "uellm" / "step-times"
+    return Path(told) if told else cache_folder("step-times", environment)
 
 
 def read_steps(folder: Path, key: StepKey) -> StepTimes | None:

@@ -23,6 +23,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
+from uellm_cli.atomic import cache_folder
+
 TIMEOUT_S = 180.0
 LEFT_BEHIND_S = 24 * 3600.0  # no build takes so long: its process has been killed
 SOURCES = Path(__file__).resolve().parent
@@ -70,20 +72,12 @@ def open_library(level: str) -> ctypes.CDLL:
             raise BuildError(f"the compiled kernels cannot be loaded: {error}") from error
 
 
-def cache_folder() -> Path:
-    own = os.environ.get("UELLM_CACHE_DIR")
-    if own:
-        return Path(own) / "kernels"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "uellm" / "kernels"
-
-
 # --- what is kept -------------------------------------------------------------------------------
 
 
 def _trusted_folder() -> Path:
     """The cache folder, made if need be. Raises OSError where it is not this user's or root's."""
-    folder = cache_folder()
+    folder = cache_folder("kernels", os.environ)
     missing = [*takewhile(lambda path: not path.exists(), (folder, *folder.parents))]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
