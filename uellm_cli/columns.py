@@ -76,9 +76,13 @@ class RequestColumns:
         return self.kv_token_bytes * (self.prompt_tokens + self.p90)
 
     @property
+    def due_s(self) -> Floats:
+        """When the first thing is due: the first token, or all."""
+        return np.minimum(self.finish_by_s, self.first_token_by_s)
+
+    @property
     def is_promised(self) -> Bools:
-        promised = np.minimum(np.minimum(self.finish_by_s, self.first_token_by_s), self.tpot_s)
-        return np.isfinite(promised)
+        return np.isfinite(np.minimum(self.due_s, self.tpot_s))
 
     def at_level(self, level: float) -> Floats:
         """[requests], the quantile at `level`, straight between the stored ones."""

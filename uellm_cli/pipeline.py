@@ -6,6 +6,7 @@ decides is in its own room.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from msgspec import structs
 from uellm_cli.atomic import write_json
 from uellm_cli.clock import Clock
 from uellm_cli.columns import columns_of
-from uellm_cli.config import Resume, Settings
+from uellm_cli.config import Choice, Resume, Settings
 from uellm_cli.deployer import PLACEMENTS
 from uellm_cli.deployer.budget import workload_of
 from uellm_cli.deployer.export import cuda_visible_devices, device_map
@@ -279,6 +280,9 @@ def run(
             settings, info = resumed_run(settings.requests, resume, directory)
             observer.on_journal(journal.index)
         _refuse_unknown_variants(settings)
+        if settings.plan is not None:
+            algorithm = read_plan(Path(settings.plan)).schedule.algorithm
+            settings = replace(settings, scheduler=Choice(algorithm))
         factory = ENGINES.build(settings.engine.name, settings.engine.options)
         if resume is None:
             virtual = factory.in_virtual_time
@@ -309,7 +313,8 @@ def run(
                 engine = factory.start(
                     _engine_context(settings, decided, timer, stop, observer.on_note, pace)
                 )
-                if settings.calibrate and not info.simulated:
+                is_worth = settings.calibrate and not info.simulated and settings.plan is None
+                if is_worth and _is_long(decided, todo, timer):
                     _calibrate(decided, engine, clock, observer)
                 learner = None
                 if not info.simulated and settings.plan is None:
@@ -384,11 +389,18 @@ def _decided(
     )
 
 
+def _is_long(decided: Plan, todo: Todo, timer: RunTimer) -> bool:
+    """Whether step times are worth to be measured: not known, much to do, and nothing due soon."""
+    if decided.step_times.source in (Source.CALIBRATED, Source.MEASURED):
+        return False
+    due_s = columns_of([*todo.profiled.values()]).due_s
+    soonest_s = float(due_s.min(initial=math.inf)) - timer.elapsed_s()
+    left_s = decided.verdict.makespan_s.mean - timer.began_s
+    return min(soonest_s, left_s) >= WORTH_S
+
+
 def _calibrate(decided: Plan, engine: Engine, clock: Clock, observer: Observer) -> None:
-    """Has the engine's steps timed first, where they were not yet and the run is long."""
-    is_known = decided.step_times.source in (Source.CALIBRATED, Source.MEASURED)
-    if is_known or decided.verdict.makespan_s.mean < WORTH_S:
-        return
+    """Has the engine's steps timed first."""
     observer.on_note("the engine's steps are timed first, for at most 20 s or so")
     model = decided.model
     token_bytes = model.kv_bytes(model.context_tokens) / model.context_tokens
@@ -434,9 +446,11 @@ def _learner(
             start_s=now_s,
             step_tokens=step_tokens,
             length_correlation=ADAPTED,
+            is_running=True,
         )
         columns = columns_of(left)
-        arranged = in_groups(scheduler, columns, conditions, now_s)
+        # The engine keeps the budget that it was started with.
+        arranged = replace(in_groups(scheduler, columns, conditions, now_s), budget=None)
         schedule = arranged.named(settings.scheduler.name, columns.custom_ids)
         verdict = judged(columns, arranged, conditions, settings.seed, at_once=True)
         observer.on_revised(

@@ -47,6 +47,10 @@ from uellm_cli.types import (
     Workload,
 )
 
+# A remedy takes some twenty simulations: it is looked for in as many scenarios as so many times the
+# requests are worth.
+REMEDIED = 8
+
 
 def plan_for(
     settings: Settings,
@@ -72,9 +76,10 @@ def plan_for(
     arranged = in_groups(scheduler, columns, conditions, elapsed_s, pilot)
     verdict = judged(columns, arranged, conditions, settings.seed)
     if with_remedies and verdict.late.mean >= NOBODY:
-        verdict = replace(
-            verdict, remedies=remedies(columns, few(columns, settings.seed, conditions), conditions)
+        drawn = drawn_lengths(
+            columns, how_many(REMEDIED * len(columns)), settings.seed, conditions.length_correlation
         )
+        verdict = replace(verdict, remedies=remedies(columns, list(drawn), conditions))
     return Plan(
         model,
         topology,

@@ -453,7 +453,8 @@ class Conditions:
     Nothing begins before `start_s`, in seconds from the run's start: the model is loaded by then.
     Each of the `replicas` has the whole `budget` and takes from one queue. In flight a step
     computes up to `step_tokens` tokens, as far as the budget has room for. `length_correlation`
-    says how much predicted lengths are off in the same direction (`timing/scenarios.py`).
+    says how much predicted lengths are off in the same direction (`timing/scenarios.py`). Once the
+    engine `is_running`, its budget is what it is.
     """
 
     budget: Budget
@@ -463,6 +464,7 @@ class Conditions:
     replicas: int = 1
     step_tokens: int = 2**30
     length_correlation: float = 0.0
+    is_running: bool = False
 
     @property
     def most_step_tokens(self) -> int:
@@ -541,6 +543,11 @@ class Spread:
     mean: float
     low: float
     high: float
+
+    @property
+    def is_nobody(self) -> bool:
+        """Of requests: whether it rounds to none, in nine of ten scenarios too."""
+        return round(self.mean) == 0 and self.high < 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -628,11 +635,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a plan was made for: the hash of each file by its name, the model's, and the engine."""
+    """What a plan was made for: the hash of each file by its name, the model's, and `settings`.
+
+    These are flags that decide what is run, by their names, as they were given.
+    """
 
     inputs: Mapping[str, str]
     model_fingerprint: str
-    engine: str
+    settings: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

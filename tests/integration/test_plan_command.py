@@ -128,6 +128,7 @@ def test_a_plan_is_run_as_it_is(uellm: Command, kept_plan: Path, tmp_path: Path)
     )
     assert run == planned
     assert planned["algorithm"] == "sjf"
+    assert json.loads((directory / "run.json").read_text())["scheduler"] == "sjf"
     assert len((directory / "results.jsonl").read_text().splitlines()) == 200
 
 
@@ -148,10 +149,11 @@ def test_a_run_by_a_plan_is_resumed_by_it(uellm: Command, kept_plan: Path, tmp_p
     [
         (("--slo-file", SAMPLES / "topologies" / "2xa100.yaml"), "error"),
         (("--limit", 10), "other requests"),
-        (("--engine", "static"), "another engine"),
+        (("--engine", "static"), "another --engine (inflight, not static)"),
+        (("--max-tokens", 900), "another --max-tokens (None, not 900)"),
         (("--topology", SAMPLES / "topologies" / "2xa100.yaml"), "other files"),
     ],
-    ids=["promises", "requests", "engine", "machine"],
+    ids=["promises", "requests", "engine", "cap", "machine"],
 )
 def test_a_plan_for_something_else_is_refused(
     change: tuple[object, ...],

@@ -177,6 +177,13 @@ def test_the_command_shows_tables_and_writes_one_line(
     assert max(map(len, captured.err.splitlines())) <= 80
 
 
+def test_a_cache_without_room_for_any_request_is_said(
+    uellm: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uellm("bench", "schedulers", "--kv-tokens", 1, "--requests", 5, "--seeds", 2) == 2
+    assert "give it more --kv-tokens" in capsys.readouterr().err
+
+
 def test_a_scheduler_that_is_not_there_is_named(
     uellm: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,7 +54,7 @@ def test_counts_and_seconds_are_told_with_their_spread_where_they_have_one() -> 
     [(NOBODY, True), (Spread(0.3, 0.0, 0.9), True), (Spread(0.3, 0.0, 1.0), False), (SOME, False)],
 )
 def test_nobody_is_late_where_that_rounds_to_none(late: Spread, nobody: bool) -> None:
-    assert view.is_nobody(late) is nobody
+    assert late.is_nobody is nobody
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,11 @@ def test_what_would_help_is_one_sentence() -> None:
         "time."
     )
     assert view.remedies_sentence([]).startswith("No single change")
+
+
+def test_what_has_no_room_is_said() -> None:
+    assert view.no_room_sentence(["a"]).startswith("1 request has no room")
+    assert view.no_room_sentence(["a", "b"]).startswith("2 requests have no room")
 
 
 def test_tables_fit_80_columns_and_show_no_markup_from_outside() -> None:

@@ -181,6 +181,14 @@ def test_steps_that_are_far_from_the_plan_change_what_it_counts_on() -> None:
     assert not pace.has_changed()
 
 
+def test_steps_in_which_something_else_was_done_are_no_other_pace() -> None:
+    # A new plan takes a second between two steps, and would be a reason for the next one.
+    pace = Pace(TRUE, seed=0)
+    for number, sample in enumerate(steps(10 * EVERY)):
+        pace.seen(replace_seconds(sample, 1.0) if number % EVERY == 0 else sample)
+        assert not pace.has_changed()
+
+
 def test_a_machine_that_slows_down_is_seen_though_it_was_fast_for_long() -> None:
     pace = Pace(TRUE, seed=0)
     for sample in steps(2000):
@@ -227,7 +235,7 @@ def test_a_calibration_ends_in_time_with_few_rows_and_many_short_prompts_and_lon
     clock = VirtualClock(datetime(2026, 1, 1, tzinfo=UTC))
     engine = Timed(clock, batch_s=0.5)
     calibrate(engine, Budget(10**9, 64, 8192), 1.0, 2048, clock)
-    assert {(1, 8), (64, 8), (1, 512), (64, 512)} <= set(engine.shapes)
+    assert {(1, 8), (64, 8), (1, 512), (16, 512), (64, 64)} <= set(engine.shapes)
     slow = Timed(clock, batch_s=6.0)
     began_s = clock.now_s()
     calibrate(slow, Budget(10**9, 64, 8192), 1.0, 2048, clock)
@@ -242,4 +250,7 @@ def test_no_shape_of_a_calibration_is_beyond_the_budget_or_the_context() -> None
         assert rows <= 20
         assert rows * (prompt + OUTPUT_TOKENS) <= 3000
         assert prompt + OUTPUT_TOKENS <= 100
+    # An engine of static batches computes all prompts of a batch in one pass.
+    wide = list(shapes(Budget(10**9, 64, 1000), 1.0, 2048))
+    assert max(rows * prompt for rows, prompt in wide if rows > 1) <= 1000
     assert list(shapes(Budget(10, 20, 8192), 1.0, 100)) == []

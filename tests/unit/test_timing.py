@@ -224,10 +224,11 @@ def test_promises_are_broken_by_late_ends_late_begins_and_slow_tokens() -> None:
 
 
 def test_what_never_runs_is_late_if_it_was_due() -> None:
-    columns = columns_of([profiled("a", deadline_s=1000), profiled("b")])
-    never = np.full(2, math.inf)
-    broken = breaks_promise(columns, Outcomes(never, never, never), np.array([3, 3]))
-    assert broken.tolist() == [True, False]
+    paced = structs.replace(profiled("c"), slo=SLO(tpot_s=1.0))
+    columns = columns_of([profiled("a", deadline_s=1000), profiled("b"), paced])
+    never = np.full(3, math.inf)
+    broken = breaks_promise(columns, Outcomes(never, never, never), np.array([3, 3, 3]))
+    assert broken.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(("tokens", "seconds"), [(0, 1.0), (1, 1.0), (5, 5.0)])

@@ -314,3 +314,39 @@ def test_the_work_of_all_is_the_makespan_of_a_full_machine() -> None:
     assert machine.seats == 16
     assert len(QUANTILE_LEVELS) == columns.quantiles.shape[1]
     assert IN_FLIGHT.replicas == 1
+
+
+def test_a_batch_is_split_where_its_longest_makes_the_others_late() -> None:
+    # Three of one step and due after it, two due after the second, and one that is hopeless:
+    # full batches of three are late all together.
+    rows = [(1, 1), (1, 1), (1, 1), (1, 2), (1, 2), (2, 1)]
+    assert late(columns_of(requests_of(rows)), "uellm", conditions(Batching.STATIC, rows=3)) == 1
+
+
+def test_first_tokens_that_are_promised_are_in_time_in_static_batches_too() -> None:
+    random = Random(5)
+    requests = [
+        structs.replace(
+            profiled(f"r{i}", output=random.randint(5, 60)), slo=SLO(ttft_s=random.uniform(10, 150))
+        )
+        for i in range(24)
+    ]
+    columns = columns_of(requests)
+    under = conditions(Batching.STATIC, rows=4)
+    assert late(columns, "uellm", under) <= late(columns, "edf", under)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 100), batching=st.sampled_from(list(Batching)))
+def test_requests_that_differ_in_their_answers_only_have_one_order(
+    seed: int, batching: Batching
+) -> None:
+    requests = [
+        structs.replace(profiled(f"r{i}", output=10), rounds=1 + i % 6, max_tokens=100 + i // 6)
+        for i in range(12)
+    ]
+    shuffled = list(requests)
+    Random(seed).shuffle(shuffled)
+    under = conditions(batching, rows=4)
+    expected = order_of(schedule("uellm", requests, under))
+    assert order_of(schedule("uellm", shuffled, under)) == expected

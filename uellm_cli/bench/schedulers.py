@@ -18,6 +18,7 @@ from uellm_cli.bench.machine import describe_machine
 from uellm_cli.bench.scheduler_cases import Case, Order, Prediction, WorkSet, case_of
 from uellm_cli.clock import Clock
 from uellm_cli.columns import Arrangement
+from uellm_cli.errors import UsageError
 from uellm_cli.scheduler import DEFAULT_SCHEDULER, SCHEDULERS
 from uellm_cli.scheduler.bounds import late_bound, makespan_bound_s
 from uellm_cli.timing.outcomes import Outcomes, breaks_promise
@@ -137,11 +138,14 @@ def measured(name: str, case: Case, conditions: Conditions, clock: Clock) -> Mea
     began_s = clock.now_s()
     arranged = SCHEDULERS.build(name).arrange(columns, conditions)
     planning_s = clock.now_s() - began_s
+    if not len(arranged.order):
+        raise UsageError("no request has room in the KV cache; give it more --kv-tokens")
     outcomes = simulate(columns, arranged, lengths, conditions)
     late = breaks_promise(columns, outcomes, lengths)
     over_s = np.maximum(outcomes.finished_s - columns.finish_by_s, 0.0)
     busy_s = outcomes.makespan_s - conditions.start_s
-    bound_s = makespan_bound_s(columns, lengths, conditions) - conditions.start_s
+    ran = np.sort(arranged.order)
+    bound_s = makespan_bound_s(columns.take(ran), lengths[ran], conditions) - conditions.start_s
     return Measured(
         scheduler=name,
         batching=conditions.batching,

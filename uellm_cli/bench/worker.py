@@ -9,13 +9,13 @@ texts, so its seconds have in them what a peer is spared that hands back ids.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from uellm_cli.bench.serve import Job, Run, serve
 from uellm_cli.clock import Clock, SystemClock
-from uellm_cli.engines import DEFAULT_ENGINE, ENGINES, EngineContext
+from uellm_cli.engines import DEFAULT_ENGINE, ENGINES, EngineContext, unwatched
 from uellm_cli.types import (
     Budget,
     Completion,
@@ -24,6 +24,7 @@ from uellm_cli.types import (
     EngineRequest,
     SamplingParams,
     Source,
+    StepSample,
     StepTimes,
 )
 
@@ -51,7 +52,12 @@ def load_engine(name: str, options: Mapping[str, str], job: Job) -> tuple[Run, d
 
 
 def start_engine(
-    name: str, options: Mapping[str, str], job: Job, clock: Clock, started_s: float
+    name: str,
+    options: Mapping[str, str],
+    job: Job,
+    clock: Clock,
+    started_s: float,
+    step_seen: Callable[[StepSample], None] = unwatched,
 ) -> Engine:
     """Loaded and ready; its timings count from `started_s` on `clock`."""
     import torch
@@ -72,6 +78,7 @@ def start_engine(
             step_times=NO_STEP_TIMES,
             loading_s=0.0,
             seed=0,
+            step_seen=step_seen,
             note=lambda text: print(f"note: {text}", file=sys.stderr),  # noqa: T201 - its log
         )
     )

@@ -53,6 +53,7 @@ def plan(
     from uellm_cli.atomic import write_json
     from uellm_cli.cli import plan_view as view
     from uellm_cli.clock import SystemClock
+    from uellm_cli.scheduler.remedies import NOBODY
 
     if compare and output is not None:
         raise UsageError("--compare decides nothing that -o could keep; leave one of them out")
@@ -89,14 +90,19 @@ def plan(
     show.say(view.verdict_sentence(planned), view.facts(planned))
     if verdict.first_late is not None:
         show.say(view.late_sentence(verdict.first_late))
-    if not view.is_nobody(verdict.late):
+    if verdict.late.mean >= NOBODY:
         show.say(view.remedies_sentence(verdict.remedies))
+    if planned.schedule.oversized:
+        show.say(view.no_room_sentence(planned.schedule.oversized))
     if profiled.invalid:
         show.say(f"{len(profiled.invalid)} lines are invalid and will be error rows")
     show.say("", view.classes_table(verdict), "", view.timeline(verdict))
     show.say("", view.batches_table(planned, by_id))
     if output is not None:
-        show.say(f"Run it: uellm run {' '.join(requests)} --plan {output}, with the same flags")
+        show.say(
+            f"Run it: uellm run {' '.join(requests)} --plan {output}, with the same flags but for "
+            "--scheduler and --max-batch"
+        )
     show.document(planned)
 
 

@@ -33,14 +33,9 @@ def verdict_sentence(planned: Plan) -> str:
     total = sum(entry.requests for entry in verdict.classes)
     basis = f"{verdict.step_source} step times, {verdict.scenarios} draws of the lengths"
     end = f"done after {seconds_range(verdict.makespan_s)}"
-    if is_nobody(verdict.late):
+    if verdict.late.is_nobody:
         return f"All {total:,} would be in time, {end} ({basis})."
     return f"{count_range(verdict.late)} of {total:,} would be late, {end} ({basis})."
-
-
-def is_nobody(late: Spread) -> bool:
-    """Whether it rounds to no request in nine of ten scenarios."""
-    return round(late.mean) == 0 and late.high < 1
 
 
 def count_range(count: Spread) -> str:
@@ -73,6 +68,14 @@ def late_sentence(late: LateRequest) -> str:
     return (
         f"First late: {who}{due} {what}, in {late.share:.0%} of the draws; it would begin after "
         f"{duration(late.begin_s or 0.0)}."
+    )
+
+
+def no_room_sentence(oversized: Sequence[str]) -> str:
+    many = "1 request has" if len(oversized) == 1 else f"{len(oversized):,} requests have"
+    return (
+        f"{many} no room in memory even alone ({visible(oversized[0])} among them) and will be an "
+        "error row"
     )
 
 
@@ -119,7 +122,7 @@ def classes_table(verdict: Verdict) -> Table:
     for name in ("requests", "promised", "late", "in time", "done after"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in verdict.classes:
-        nobody = is_nobody(entry.late)
+        nobody = entry.late.is_nobody
         kept = 1 - entry.late.mean / entry.promised if entry.promised else 1.0
         table.add_row(
             Text(visible(entry.name)),
@@ -143,7 +146,7 @@ def timeline(verdict: Verdict) -> Table:
     for entry in verdict.classes:
         first = min(round((entry.begin_s - begin_s) / column_s), TIMELINE_COLUMNS - 1)
         last = max(first + 1, round((entry.end_s - begin_s) / column_s))
-        style = "green" if is_nobody(entry.late) else "red"
+        style = "green" if entry.late.is_nobody else "red"
         bar = Text.assemble((" " * first, ""), ("█" * (last - first), style))
         bar.append("·" * (TIMELINE_COLUMNS - last), "dim")
         table.add_row(Text(visible(entry.name)), bar)
@@ -179,7 +182,7 @@ def comparison_table(found: Sequence[Compared]) -> Table:
         late, makespan = each.verdict.late, each.verdict.makespan_s
         table.add_row(
             Text(each.scheduler),
-            Text(f"{late.mean:,.1f}", "green" if is_nobody(late) else "red"),
+            Text(f"{late.mean:,.1f}", "green" if late.is_nobody else "red"),
             f"{late.low:,.0f}-{late.high:,.0f}",
             duration(makespan.mean),
             f"{duration(makespan.low)}-{duration(makespan.high)}",

@@ -42,15 +42,17 @@ def refuse_another(
         raise _another(path, "other files", f"{others[0][0]} is not what it was")
     if then.model_fingerprint != now.model_fingerprint:
         raise _another(path, "another model", f"it is for {plan.model.name}")
-    if then.engine != now.engine:
-        raise _another(path, "another engine", f"{then.engine}, not {now.engine}")
+    for name, value in now.settings.items():
+        if (before := then.settings.get(name)) != value:
+            flag = "--" + name.replace("_", "-")
+            raise _another(path, f"another {flag}", f"{before}, not {value}")
     if _devices(plan.topology) != _devices(topology):
         raise _another(path, "another machine", f"it is for {plan.topology.origin}")
     planned = {name for batch in plan.schedule.batches for name in batch.custom_ids}
     planned.update(plan.schedule.oversized)
     if different := planned.symmetric_difference(requests):
         few = f"{min(different)!r} is in one of them only"
-        raise _another(path, "other requests", f"{few}; --limit and --max-tokens have to be alike")
+        raise _another(path, "other requests", f"{few}; --limit has to be alike")
 
 
 def left_of(plan: Plan, todo: Collection[str]) -> Plan:

@@ -14,7 +14,7 @@ KEPT_STEPS = 4096
 # How many of the latest steps are looked at together, and how many new ones make it worth looking.
 WINDOW = 256
 EVERY = 128
-# The plan's times are let go of when these steps take so much more or less than it counts on.
+# The plan's times are let go of when most of these steps take so much more or less than that.
 OFF = 0.2
 
 
@@ -41,9 +41,9 @@ class Pace:
         if self._count - self._looked_at < EVERY:
             return False
         self._looked_at = self._count
-        said_s = sum(_said_s(self.times, sample) for sample in self._latest)
-        took_s = sum(sample.seconds for sample in self._latest)
-        if 1 / (1 + OFF) < took_s / max(said_s, 1e-12) < 1 + OFF:
+        # The median: a few steps in which something else was done are no other pace.
+        ratios = [s.seconds / max(_said_s(self.times, s), 1e-12) for s in self._latest]
+        if 1 / (1 + OFF) < np.median(ratios) < 1 + OFF:
             return False
         # What was before tells of another machine, or of none.
         self._kept, self._count = list(self._latest), len(self._latest)

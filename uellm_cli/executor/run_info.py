@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -161,7 +161,16 @@ def origin_of(settings: Settings, model: str) -> Origin:
             raise UsageError(f"{name} is gone when it is read: a plan of it cannot be run later")
     # A plan does not stand on a plan.
     inputs = _hashes(replace(settings, plan=None), Path())
-    return Origin(inputs, model_fingerprint(model), settings.engine.name)
+    told = {
+        "engine": " ".join([settings.engine.name, *_pairs(settings.engine.options)]),
+        "max_tokens": str(settings.max_tokens),
+        "truncate_prompt": str(settings.truncate_prompt),
+    }
+    return Origin(inputs, model_fingerprint(model), told)
+
+
+def _pairs(options: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in sorted(options.items())]
 
 
 def _hashes(settings: Settings, directory: Path) -> dict[str, str]:

@@ -14,5 +14,4 @@ from uellm_cli.types import Conditions
 @dataclass(frozen=True, slots=True)
 class Edf:
     def arrange(self, columns: RequestColumns, conditions: Conditions) -> Arrangement:
-        due_s = np.minimum(columns.finish_by_s, columns.first_token_by_s)
-        return cut_into_batches(columns, np.argsort(due_s, kind="stable"), conditions)
+        return cut_into_batches(columns, np.argsort(columns.due_s, kind="stable"), conditions)

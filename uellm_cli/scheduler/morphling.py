@@ -17,7 +17,7 @@ from uellm_cli.scheduler.batching import cut_into_batches
 from uellm_cli.scheduler.fifo import Fifo
 from uellm_cli.timing.scenarios import lengths_at_level
 from uellm_cli.timing.simulator import simulate
-from uellm_cli.types import Budget, Conditions
+from uellm_cli.types import Batching, Budget, Conditions
 
 MOST_TRIALS = 30
 # Steps of so many prompt tokens, as parts of what one pass has room for.
@@ -40,7 +40,7 @@ class Morphling:
     def arrange(self, columns: RequestColumns, conditions: Conditions) -> Arrangement:
         sample = columns.take(np.argsort(columns.arrival_s, kind="stable")[: self.stress])
         best, best_s, tuning_s = conditions.budget, np.inf, 0.0
-        for budget in self._configurations(conditions.budget, conditions.most_step_tokens):
+        for budget in self._configurations(conditions):
             seconds = _trial_s(sample, replace(conditions, budget=budget, start_s=0.0))
             tuning_s += seconds
             if seconds < best_s:
@@ -48,8 +48,10 @@ class Morphling:
         arranged = Fifo().arrange(columns, replace(conditions, budget=best))
         return replace(arranged, budget=best, tuning_s=tuning_s)
 
-    def _configurations(self, budget: Budget, step_tokens: int) -> list[Budget]:
+    def _configurations(self, conditions: Conditions) -> list[Budget]:
         """The largest first: of two that are as fast, the one with more at a time is kept."""
+        budget, is_static = conditions.budget, conditions.batching is Batching.STATIC
+        step_tokens = budget.prefill_tokens if is_static else conditions.most_step_tokens
         rows = [budget.max_sequences]
         while rows[-1] > 1:
             rows.append(rows[-1] // 2)

@@ -25,7 +25,8 @@ from uellm_cli.scheduler.urgency import savable, urgency_of, woven
 from uellm_cli.timing.fluid import fluid
 from uellm_cli.timing.outcomes import breaks_promise
 from uellm_cli.timing.scenarios import FEWEST, drawn_lengths, how_many
-from uellm_cli.timing.simulator import simulate
+from uellm_cli.timing.simulator import FOLLOWED, simulate
+from uellm_cli.timing.slots import rows_at_a_time
 from uellm_cli.types import Batching, Conditions
 
 # Lengths that plans count on, from careless to careful; and how much of what urgent requests can
@@ -42,6 +43,9 @@ LENGTHS_SEARCHED = 25_600
 MOST_SCENARIOS = 128
 MOST_TRIES = 4_000
 TRIES_OF_ALL = 4_000_000
+PRIMES = np.array([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37], dtype=np.float64)
+# Where memory is short, the best few are followed event by event, in so many scenarios.
+FOLLOWED_ORDERS, FOLLOWED_SCENARIOS = 3, 4
 # Makespans that differ by less are as good: the next objective decides.
 SAME_MAKESPAN = 0.005
 
@@ -61,7 +65,13 @@ class Uellm:
         else:
             arranged = list(_in_flight(sorted_columns, conditions))
             lengths = self._drawn(sorted_columns, how_many(len(columns)), conditions)
-            best = _best(sorted_columns, arranged, lengths, conditions)[0]
+            ranked = _best(sorted_columns, arranged, lengths, conditions)
+            best = ranked[0]
+            if len(columns) <= FOLLOWED and _waits_for_memory(sorted_columns, conditions):
+                # Slots are only near to what the rule of admission comes to there.
+                tried = [arranged[0], *ranked[:FOLLOWED_ORDERS]]
+                few = lengths[:FOLLOWED_SCENARIOS]
+                best = _best(sorted_columns, tried, few, conditions, FOLLOWED)[0]
             budget = best.budget or conditions.budget
             cut = cut_into_batches(sorted_columns, best.order, replace(conditions, budget=budget))
             best = replace(best, starts=cut.starts)
@@ -86,20 +96,35 @@ class Uellm:
         searched = [
             improved(columns, seed, lengths, conditions, tries, random) for seed in best[:SEARCHED]
         ]
-        return _best(columns, searched, lengths, conditions)[0]
+        # The search knows of ends and first tokens only: the others are judged with it again.
+        return _best(columns, [*best[:SEARCHED], *searched], lengths, conditions)[0]
 
 
 def _canonical(columns: RequestColumns) -> Ints:
     """An order by what requests are; those that it does not tell apart are the same to plan."""
-    keys = (columns.prompt_tokens, columns.p90, columns.p50, columns.weight, columns.tpot_s)
-    dated = (columns.first_token_by_s, columns.finish_by_s, columns.arrival_s)
-    return np.lexsort(keys + dated)
+    # One number for all that has no natural order, of parts that do not cancel out.
+    parts = (columns.rounds, columns.max_tokens, columns.kv_token_bytes, columns.weight)
+    mixed = columns.quantiles @ np.sqrt(PRIMES[: columns.quantiles.shape[1]])
+    for part, prime in zip(parts, PRIMES[::-1], strict=False):
+        mixed = mixed + part * np.sqrt(prime)
+    keys = (columns.prompt_tokens, mixed, columns.tpot_s)
+    return np.lexsort((*keys, columns.first_token_by_s, columns.finish_by_s, columns.arrival_s))
+
+
+def _waits_for_memory(columns: RequestColumns, conditions: Conditions) -> bool:
+    """Whether the largest requests leave seats empty if they run together."""
+    rows = np.repeat(np.arange(len(columns)), columns.rounds)
+    seats = min(conditions.budget.max_sequences, len(rows))
+    tokens = np.rint(columns.p90).astype(np.int64)
+    return rows_at_a_time(columns, rows, tokens, conditions.budget) < seats
 
 
 def _in_flight(columns: RequestColumns, conditions: Conditions) -> Iterator[Arrangement]:
     """Every order, with as many at a time as there is room for, and with fewer for their pace."""
     for order in _orders(columns, conditions):
         yield in_one_piece(columns, order, conditions)
+    if conditions.is_running:
+        return
     for budget in paced_budgets(columns, conditions):
         slower = replace(conditions, budget=budget)
         for order in _orders(columns, slower):
@@ -108,7 +133,7 @@ def _in_flight(columns: RequestColumns, conditions: Conditions) -> Iterator[Arra
 
 def _orders(columns: RequestColumns, conditions: Conditions) -> Iterator[Ints]:
     """Orders for running in flight, the most promising first."""
-    due_s = np.minimum(columns.finish_by_s, columns.first_token_by_s)
+    due_s = columns.due_s
     longest = np.argsort(-columns.mean, kind="stable")
     if not np.isfinite(due_s).any():
         yield longest
@@ -135,7 +160,7 @@ def _orders(columns: RequestColumns, conditions: Conditions) -> Iterator[Ints]:
 
 def _sort_keys(columns: RequestColumns, conditions: Conditions) -> Iterator[Ints]:
     """Orders that static batches are cut from."""
-    due_s = np.minimum(columns.finish_by_s, columns.first_token_by_s)
+    due_s = columns.due_s
     dated = np.where(np.isfinite(due_s), due_s, np.finfo(np.float64).max)
     yield np.argsort(due_s, kind="stable")
     yield np.argsort(columns.mean, kind="stable")
@@ -164,11 +189,12 @@ def _best(
     arranged: Sequence[Arrangement],
     lengths: Sequence[Ints],
     conditions: Conditions,
+    followed: int = 0,
 ) -> list[Arrangement]:
     """The arrangements, the best first: by late weight, then makespan, then mean completion."""
     if len(arranged) == 1:
         return list(arranged)
-    scores = [_score(columns, each, lengths, conditions) for each in arranged]
+    scores = [_score(columns, each, lengths, conditions, followed) for each in arranged]
     shortest = min(makespan_s for _, makespan_s, _ in scores)
 
     def key(place: int) -> tuple[float, int, float]:
@@ -183,11 +209,12 @@ def _score(
     arranged: Arrangement,
     lengths: Sequence[Ints],
     conditions: Conditions,
+    followed: int,
 ) -> tuple[float, float, float]:
     """Means over the scenarios: weight that is late, makespan, completion."""
     late, makespans_s, completions_s = [], [], []
     for drawn in lengths:
-        outcomes = simulate(columns, arranged, drawn, conditions, followed=0)
+        outcomes = simulate(columns, arranged, drawn, conditions, followed)
         late.append(float(columns.weight @ breaks_promise(columns, outcomes, drawn)))
         makespans_s.append(outcomes.makespan_s)
         ended = outcomes.finished_s[arranged.order]

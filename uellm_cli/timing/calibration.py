@@ -44,6 +44,8 @@ def shapes(budget: Budget, kv_token_bytes: float, context_tokens: int) -> Iterat
         if rows <= budget.max_sequences
         and prompt + OUTPUT_TOKENS <= context_tokens
         and rows * (prompt + OUTPUT_TOKENS) * kv_token_bytes <= budget.kv_bytes
+        # An engine of static batches computes all prompts in one pass.
+        and (rows == 1 or rows * prompt <= budget.prefill_tokens)
     ]
     yield from sorted([*fitting, *fitting], key=lambda shape: shape[0] * (shape[1] + OUTPUT_TOKENS))
 
@@ -56,7 +58,8 @@ def _batch(number: int, rows: int, prompt: int) -> EngineBatch:
             EngineRequest(
                 custom_id=f"calibration-{number}-{row}",
                 prompt_token_ids=tuple(
-                    LOWEST_TOKEN + (number + row + (1 + row // TOKENS) * place) % TOKENS
+                    LOWEST_TOKEN
+                    + (row + (1 + number + TOKENS // 2 * (row // TOKENS)) * place) % TOKENS
                     for place in range(prompt)
                 ),
                 max_tokens=OUTPUT_TOKENS,

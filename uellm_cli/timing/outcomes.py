@@ -55,9 +55,10 @@ def is_slow(columns: RequestColumns, outcomes: Outcomes, output_tokens: Ints) ->
 
 
 def breaks_promise(columns: RequestColumns, outcomes: Outcomes, output_tokens: Ints) -> Bools:
-    """[requests], whether any of its promises is broken."""
+    """[requests], whether any of its promises is broken; one that never runs breaks them all."""
     return (
-        finishes_late(columns, outcomes)
+        (columns.is_promised & np.isinf(outcomes.finished_s))
+        | finishes_late(columns, outcomes)
         | begins_late(columns, outcomes)
         | is_slow(columns, outcomes, output_tokens)
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
-from uellm_cli.columns import Ints, RequestColumns
+from uellm_cli.columns import Floats, Ints, RequestColumns
 
 # How much answers are off in the same direction, as the correlation of normal variables behind
 # their lengths. A predictor that has not seen a model misjudges how much it says altogether; one
@@ -45,7 +45,7 @@ def drawn_lengths(
         yield lengths_at(columns, levels)
 
 
-def lengths_at(columns: RequestColumns, levels: np.typing.NDArray[np.float64]) -> Ints:
+def lengths_at(columns: RequestColumns, levels: Floats) -> Ints:
     """Output tokens [requests] at a level for each, at least one and at most the cap."""
     tokens = np.rint(columns.drawn(levels)).astype(np.int64)
     return np.clip(tokens, 1, columns.max_tokens)
@@ -56,7 +56,5 @@ def lengths_at_level(columns: RequestColumns, level: float) -> Ints:
     return lengths_at(columns, np.full(len(columns), level))
 
 
-def _normal(levels: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
-    from scipy.special import ndtri
-
+def _normal(levels: Floats) -> Floats:
     return np.asarray(ndtri(levels))

@@ -25,7 +25,7 @@ def simulate(
 ) -> Outcomes:
     """When each request begins and ends [requests] if answers have `output_tokens` [requests].
 
-    In flight up to `followed` requests are followed event by event, and those that come in while it
+    In flight up to `followed` answers are followed event by event, and those that come in while it
     runs always; a larger pile that is there from the start is worked out slot by slot.
     """
     if arranged.budget is not None:
@@ -33,7 +33,7 @@ def simulate(
     if conditions.batching is Batching.STATIC:
         return simulate_batches(columns, arranged, output_tokens, conditions)
     arrives = bool((columns.arrival_s > conditions.start_s).any())
-    if arrives or len(arranged.order) <= followed:
+    if arrives or int(columns.rounds[arranged.order].sum()) <= followed:
         return simulate_in_flight(columns, arranged, output_tokens, conditions)
     return simulate_slots(columns, arranged, output_tokens, conditions)
 

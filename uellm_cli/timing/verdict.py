@@ -115,10 +115,10 @@ def _first_late(
     if most <= 0:
         return None
     late = np.flatnonzero(seen.share_late >= min(0.5, most))
-    first = int(late[np.argmin(np.minimum(columns.finish_by_s, columns.first_token_by_s)[late])])
+    first = int(late[np.argmin(columns.due_s[late])])
     alone_s = alone_seconds(columns, lengths_at_level(columns, 0.5), conditions.step)
     own_end_s = conditions.start_s + float(alone_s[first])
-    due_s = float(np.minimum(columns.finish_by_s, columns.first_token_by_s)[first])
+    due_s = float(columns.due_s[first])
     return LateRequest(
         custom_id=columns.custom_ids[first],
         slo_class=columns.class_names[columns.slo_class[first]],

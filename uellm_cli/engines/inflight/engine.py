@@ -212,6 +212,8 @@ class InflightEngine:
                 flight.expected = still_expected(flight)
         for flight in ended:
             yield from self._ended(flight, now_s)
+        if not self.flights.running and not self.flights.waiting:
+            self._last_s = None
 
     def _tell(self, step: Launched, now_s: float) -> None:
         """What the step took: from when the one before was done with, as steps follow another."""
@@ -219,7 +221,7 @@ class InflightEngine:
             seconds = now_s - self._last_s
             work = StepSample(step.prefill_tokens, step.rows, step.cached_tokens, seconds)
             self.context.step_seen(work)
-        self._last_s = now_s if self.flights.running or self.flights.waiting else None
+        self._last_s = now_s
 
     def _read(self, drawn: PlainDraw) -> list[int | None]:
         try:
