@@ -275,7 +275,7 @@ def built(rows: RowsOfRequests) -> list[ProfiledRequest]:
 
 @pytest.mark.parametrize("batching", list(Batching))
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(rows=requests_strategy, kv_bytes=st.integers(1, 20_000), rows_at_a_time=st.integers(1, 12))
 def test_every_scheduler_places_each_request_once_and_keeps_the_budget(
     name: str,
@@ -307,7 +307,7 @@ def test_every_scheduler_places_each_request_once_and_keeps_the_budget(
 
 @pytest.mark.parametrize("batching", list(Batching))
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(rows=requests_strategy, seed=st.integers(0, 1000))
 def test_every_scheduler_goes_by_what_requests_are_not_by_their_names(
     name: str, options: dict[str, str], batching: Batching, rows: RowsOfRequests, seed: int
@@ -334,7 +334,7 @@ different = st.lists(
 
 @pytest.mark.parametrize("batching", list(Batching))
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(rows=different, seed=st.integers(0, 1000))
 def test_no_scheduler_goes_by_a_request_s_place_in_the_file(
     name: str, options: dict[str, str], batching: Batching, rows: list[tuple[int, int]], seed: int

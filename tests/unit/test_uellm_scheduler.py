@@ -112,7 +112,7 @@ def test_a_promised_pace_makes_fewer_run_at_a_time() -> None:
     assert late(columns, "edf", under) == 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=small_cases, seats=st.integers(1, 3))
 def test_few_requests_in_flight_are_nearly_as_few_late_as_can_be(rows: Rows, seats: int) -> None:
     columns = columns_of(requests_of(rows))
@@ -137,7 +137,7 @@ def test_over_many_small_cases_the_optimum_is_missed_rarely() -> None:
     assert missed <= 9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 400)), min_size=1, max_size=40),
     batching=st.sampled_from(list(Batching)),
@@ -164,7 +164,7 @@ def test_nobody_waits_for_ever() -> None:
 # --- Static --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(rows=small_cases.filter(lambda rows: len(rows) <= 6), size=st.integers(1, 3))
 def test_few_requests_in_static_batches_are_as_few_late_as_can_be(rows: Rows, size: int) -> None:
     tokens = np.array([output for output, _ in rows])
