@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from uellm_cli.columns import Arrangement, Floats, Ints, RequestColumns
-from uellm_cli.timing.batches import simulate_batches
+from uellm_cli.timing.batches import batch_seconds, simulate_batches
 from uellm_cli.timing.in_flight import simulate_in_flight
 from uellm_cli.timing.outcomes import Outcomes
 from uellm_cli.timing.slots import simulate_slots
@@ -64,11 +66,6 @@ def alone_s(request: ProfiledRequest, output_tokens: int, step: StepTimes) -> fl
 
 def alone_seconds(columns: RequestColumns, output_tokens: Ints, step: StepTimes) -> Floats:
     """Seconds [requests] that each would take with the engine to itself, answer after answer."""
-    prompts, steps = columns.prompt_tokens, output_tokens - 1
-    cached = steps * prompts + steps * (steps + 1) / 2
-    once = (
-        (steps + 1) * (step.fixed_s + step.per_sequence_s)
-        + step.per_prefill_token_s * prompts
-        + step.per_cached_token_s * cached
-    )
-    return columns.rounds * once
+    one_row = np.ones(len(columns), dtype=np.int64)
+    _, once_s = batch_seconds(one_row, columns.prompt_tokens, output_tokens, step)
+    return columns.rounds * once_s
