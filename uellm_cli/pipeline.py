@@ -393,10 +393,10 @@ def _is_long(decided: Plan, todo: Todo, timer: RunTimer) -> bool:
     """Whether step times are worth to be measured: not known, much to do, and nothing due soon."""
     if decided.step_times.source in (Source.CALIBRATED, Source.MEASURED):
         return False
+    if decided.verdict.makespan_s.mean - timer.began_s < WORTH_S:
+        return False
     due_s = columns_of([*todo.profiled.values()]).due_s
-    soonest_s = float(due_s.min(initial=math.inf)) - timer.elapsed_s()
-    left_s = decided.verdict.makespan_s.mean - timer.began_s
-    return min(soonest_s, left_s) >= WORTH_S
+    return float(due_s.min(initial=math.inf)) - timer.elapsed_s() >= WORTH_S
 
 
 def _calibrate(decided: Plan, engine: Engine, clock: Clock, observer: Observer) -> None:

@@ -378,13 +378,18 @@ class StepTimes:
     per_cached_token_s: float
     source: Source
 
-    def prefill_s(self, rows: int, prompt_tokens: int) -> float:
-        """A step that computes `rows` prompts, padded to `prompt_tokens` each."""
+    def step_s(self, prefill_tokens: int, sequences: int, cached_tokens: int) -> float:
+        """A step of any kind, by what it computes and reads."""
         return (
             self.fixed_s
-            + self.per_prefill_token_s * rows * prompt_tokens
-            + self.per_sequence_s * rows
+            + self.per_prefill_token_s * prefill_tokens
+            + self.per_sequence_s * sequences
+            + self.per_cached_token_s * cached_tokens
         )
+
+    def prefill_s(self, rows: int, prompt_tokens: int) -> float:
+        """A step that computes `rows` prompts, padded to `prompt_tokens` each."""
+        return self.step_s(rows * prompt_tokens, rows, 0)
 
     def decode_s(self, rows: int, prompt_tokens: int, steps: int) -> float:
         """`steps` decode steps of `rows` sequences that start at `prompt_tokens` cached each."""

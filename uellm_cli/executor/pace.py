@@ -42,7 +42,13 @@ class Pace:
             return False
         self._looked_at = self._count
         # The median: a few steps in which something else was done are no other pace.
-        ratios = [s.seconds / max(_said_s(self.times, s), 1e-12) for s in self._latest]
+        said_s = (
+            self.times.step_s(s.prefill_tokens, s.sequences, s.cached_tokens) for s in self._latest
+        )
+        ratios = [
+            sample.seconds / max(said, 1e-12)
+            for sample, said in zip(self._latest, said_s, strict=True)
+        ]
         if 1 / (1 + OFF) < np.median(ratios) < 1 + OFF:
             return False
         # What was before tells of another machine, or of none.
@@ -57,12 +63,3 @@ class Pace:
     def fit(self) -> Fit | None:
         """The step times of what was seen since they last changed; None for too little."""
         return fitted(self._kept, self.times, Source.CALIBRATED)
-
-
-def _said_s(times: StepTimes, sample: StepSample) -> float:
-    return (
-        times.fixed_s
-        + times.per_prefill_token_s * sample.prefill_tokens
-        + times.per_sequence_s * sample.sequences
-        + times.per_cached_token_s * sample.cached_tokens
-    )

@@ -5,7 +5,7 @@ on how much there is to do, how sure lengths are and how tight promises are, and
 
 In flight the orders weave what can be kept in time, by the latest that each may begin, with all the
 rest, the longest first, as far as nobody is late for it. What cannot be saved does not stand in the
-way of what can. Earliest deadline first is always among them, so it is never predicted worse.
+way of what can. Earliest deadline first is always among them, so by that measure it is never worse.
 
 Static batches come from every sort key, and the best of them are searched on (`improve`).
 """

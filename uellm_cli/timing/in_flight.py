@@ -221,12 +221,7 @@ class Replica:
         read = int(self._known[:seats][decoding].sum()) + int(
             self._computed[:seats][~decoding & (chunks > 0)].sum()
         )
-        self.now_s += (
-            step.fixed_s
-            + step.per_sequence_s * computing
-            + step.per_prefill_token_s * prefilled
-            + step.per_cached_token_s * read
-        )
+        self.now_s += step.step_s(prefilled, computing, read)
         self._computed[:seats] += chunks
 
     def _drawn(self, steps: int) -> list[SimulatedRow]:
