@@ -5,6 +5,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from tests.unit.scheduling_cases import STATIC, conditions, order_of, schedule
 from uellm_cli.columns import columns_of
 from uellm_cli.errors import UsageError
 from uellm_cli.scheduler import SCHEDULERS
+from uellm_cli.scheduler.s3 import first_fit
 from uellm_cli.types import (
     SLO,
     Batching,
@@ -200,6 +202,12 @@ def test_s3_reserves_what_the_longest_of_a_class_may_take() -> None:
     requests = outputs(120, 10, 61)
     found = schedule("s3", requests, conditions(Batching.IN_FLIGHT, kv_bytes=140), buckets=2)
     assert order_of(found) == list(ids(1, 3, 2))
+
+
+def test_a_bin_of_first_fit_has_no_more_requests_than_seats() -> None:
+    sizes = np.array([5.0, 1.0, 1.0, 1.0, 1.0])
+    assert first_fit(sizes, Budget(100, 2, 1000)).tolist() == [0, 0, 1, 1, 2]
+    assert first_fit(sizes, Budget(6, 9, 1000)).tolist() == [0, 0, 1, 1, 1]
 
 
 def test_s3_as_uellm_imitates_it_takes_the_shortest_up_to_a_sum() -> None:

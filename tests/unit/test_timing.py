@@ -16,7 +16,15 @@ from uellm_cli.timing.in_flight import simulate_in_flight
 from uellm_cli.timing.outcomes import Outcomes, breaks_promise
 from uellm_cli.timing.simulator import alone_s, alone_seconds, simulate, static_batch_times
 from uellm_cli.timing.slots import simulate_slots
-from uellm_cli.types import SLO, Batching, Budget, Conditions, Source, StepTimes
+from uellm_cli.types import (
+    SLO,
+    Batching,
+    Budget,
+    Conditions,
+    LengthEstimate,
+    Source,
+    StepTimes,
+)
 
 # With steps of one second an answer of n tokens takes n seconds: one prefill, n - 1 decode steps.
 STEP = StepTimes(0.01, 0.0002, 0.001, 0.000_002, Source.ASSUMED)
@@ -122,6 +130,19 @@ def test_who_is_longer_than_predicted_makes_the_last_in_order_start_again() -> N
     assert outcomes.finished_s[0] == 12.0
     assert 12.0 < outcomes.finished_s[1] < 24.0  # it keeps what it had drawn
     assert outcomes.prefill_s.tolist() == [0.0, 0.0]
+
+
+def test_who_runs_longer_than_expected_is_expected_to_go_on() -> None:
+    # The first one is at 30 of 55 tokens of memory when the second, of 20, arrives. It was thought
+    # to end at 15 tokens; having made 20, it is thought to grow, and nothing is let in beside it.
+    spread = LengthEstimate((2.0, 3.0, 6.0, 10.0, 18.0, 30.0, 45.0, 80.0), "test")
+    first = structs.replace(profiled("a", output=10), output=spread, kv_bytes=40)
+    second = profiled("b", output=10, arrival_s=20.0)
+    columns = columns_of([first, second])
+    under = conditions(Batching.IN_FLIGHT, rows=2, kv_bytes=55)
+    outcomes = simulate_in_flight(columns, in_order(columns), np.array([30, 10]), under)
+    assert outcomes.finished_s[0] == 30.0
+    assert outcomes.prefill_s[1] == 30.0
 
 
 def test_a_request_that_arrives_later_enters_then() -> None:

@@ -19,6 +19,7 @@ from uellm_cli.columns import RequestColumns, columns_of
 from uellm_cli.scheduler import SCHEDULERS
 from uellm_cli.scheduler.bounds import fewest_late, late_bound, makespan_bound_s
 from uellm_cli.scheduler.exact import least_late_in_flight, least_late_static
+from uellm_cli.scheduler.urgency import Urgency, savable
 from uellm_cli.timing.fluid import fluid
 from uellm_cli.timing.outcomes import breaks_promise
 from uellm_cli.timing.simulator import simulate
@@ -65,6 +66,16 @@ def test_what_cannot_be_saved_does_not_sink_what_can() -> None:
     assert late(columns, "edf", under) == 4
     assert late(columns, "uellm", under) == 1
     assert order_of(schedule("uellm", requests_of(rows), under)) == ["r1", "r2", "r3", "r0"]
+
+
+def test_of_those_that_are_in_each_other_s_way_the_largest_is_let_go_of() -> None:
+    # Each is in time alone. The first one's five seconds make the three others late.
+    urgency = Urgency(np.array([0.0, 1.0, 2.0, 3.0]), np.array([5.0, 1.0, 1.0, 1.0]), ahead_s=0.0)
+    order = np.arange(4)
+    assert savable(urgency, np.ones(4), order).tolist() == [False, True, True, True]
+    # Unless it weighs more than what it takes; then the others give way, as far as they must.
+    weight = np.array([100.0, 1.0, 1.0, 1.0])
+    assert savable(urgency, weight, order).tolist() == [True, False, False, False]
 
 
 def test_long_answers_that_are_due_last_begin_early_where_that_makes_nobody_late() -> None:
